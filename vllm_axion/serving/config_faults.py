@@ -138,7 +138,9 @@ def read_private_file(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
     except PermissionError:
         raise ValueError("may not be read by this user") from None
     except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"cannot be opened: {getattr(error, 'strerror', None) or 'not a usable path'}") from None
+        raise ValueError(
+            f"cannot be opened: {getattr(error, 'strerror', None) or 'not a usable path'}"
+        ) from None
     with open(handle, "rb") as file:
         info = os.fstat(handle)
         if stat.S_ISDIR(info.st_mode):
@@ -218,13 +220,17 @@ def _walk(value: object, loc: tuple[int | str, ...], faults: list[Fault]) -> Non
             faults.append(Fault(json_path((*loc, key)), "stands in this object twice; keep one"))
         for key, item in value.items():
             if isinstance(key, str) and not _encodable(key):
-                faults.append(Fault(json_path((*loc, key)), "the name holds half a surrogate pair, which is not text"))
+                faults.append(
+                    Fault(json_path((*loc, key)), "the name holds half a surrogate pair, which is not text")
+                )
             _walk(item, (*loc, str(key)), faults)
     elif isinstance(value, list):
         for index, item in enumerate(value):
             _walk(item, (*loc, index), faults)
     elif isinstance(value, str) and not _encodable(value):
-        faults.append(Fault(json_path(loc), "holds half a surrogate pair (\\ud800..\\udfff), which is not text"))
+        faults.append(
+            Fault(json_path(loc), "holds half a surrogate pair (\\ud800..\\udfff), which is not text")
+        )
 
 
 def _encodable(text: str) -> bool:
