@@ -155,14 +155,20 @@ class ExpertSeries(Collector):
 
 
 class ProcessSeries(Collector):
-    """Series of this process as a whole: `python_*`, `process_*`, `http_*`, vLLM's few without an engine."""
+    """Series of this process as a whole: `python_*`, `process_*`, and vLLM's few that know no engine.
+
+    Not `http_*`: in the global registry these are one expert's at best, see `http_metrics`.
+    """
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         self._registry = registry
 
     def collect(self) -> Iterable[Metric]:
         for metric in self._registry.collect():
-            yield _without_model_name(metric) if metric.name == _TOOL_CALLS else metric
+            if metric.name == _TOOL_CALLS:
+                yield _without_model_name(metric)
+            elif not metric.name.startswith("http_"):
+                yield metric
 
 
 def _without_model_name(metric: Metric) -> Metric:
