@@ -173,7 +173,7 @@ install_package() {
 }
 
 check_torch() {
-  "$venv/bin/python" - <<'PY'
+  "$venv/bin/python" -W ignore - <<'PY'
 import torch
 
 torch.ones(2, 2) @ torch.ones(2, 2)
