@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The configuration file of the multi-model server: its models, its defaults, and how it is loaded.
 
-Every field's meaning stands in its description, from which the JSON Schema (`schema()`) and the plain-language faults
-are made. Nothing here imports vLLM or torch; what only vLLM can tell is checked in `config_check.py`.
+Nothing here imports vLLM or torch; what only vLLM can tell is checked in `config_check.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from vllm_axion.serving.config_faults import (
     CROSS_FIELD,
     ConfigError,
     Fault,
-    json_path,
     nearest,
     parse_json,
     plain_faults,
@@ -110,14 +108,14 @@ class MultiModelConfig(Section):
 
     @property
     def base_dir(self) -> Path:
-        """Folder that relative paths in the configuration start from: the real folder of the file it came from."""
+        """Folder that relative paths start from: the real folder of the file the configuration came from."""
         return self._base_dir
 
     @model_validator(mode="before")
     @classmethod
     def _drop_schema_key(cls, data: Any) -> Any:
         # Editors find the JSON Schema through "$schema"; it means nothing to the server.
-        if isinstance(data, dict) and isinstance(data.get("$schema"), str):
+        if isinstance(data, dict) and "$schema" in data:
             return {key: value for key, value in data.items() if key != "$schema"}
         return data
 
@@ -142,30 +140,35 @@ class MultiModelConfig(Section):
 
         API keys are looked up too, so that a missing one is known at start and not at the first request.
         """
-        config, faults = examine_file(path)
-        if config is None or faults:
+        data, base, faults = read_data(path)
+        if data is None and faults:
             raise ConfigError(os.fspath(path), faults)
+        config, more = examine(data, base)
+        # Broken text is seen by both; keep one of each, in order.
+        if every := list(dict.fromkeys([*faults, *more])):
+            raise ConfigError(os.fspath(path), every)
+        assert config is not None
         return config
 
 
-def examine_file(path: str | os.PathLike[str]) -> tuple[MultiModelConfig | None, list[Fault]]:
-    """As `MultiModelConfig.load`, but hands faults back instead of raising."""
+def read_data(path: str | os.PathLike[str]) -> tuple[Any, Path, list[Fault]]:
+    """The JSON value in a configuration file, the folder its relative paths start from, and faults so far.
+
+    The value is None when the file cannot be read or is not JSON.
+    """
     found = find_config(path)
     try:
         content = read_private_file(found)
     except ValueError as error:
         near = nearest(found.name, PRESETS) if str(error) == "no such file" else None
-        return None, [Fault("", f"{error}" + (f'; did you mean the preset "{near}"?' if near else ""))]
+        hint = f'; did you mean the preset "{near}"?' if near else ""
+        return None, Path(), [Fault("", f"{error}{hint}")]
     data, faults = parse_json(content)
-    if data is None and faults:
-        return None, faults
-    config, more = examine(data, found.resolve().parent)
-    # examine() sees broken text too; keep one of each, in order.
-    return config, list(dict.fromkeys([*faults, *more]))
+    return data, found.resolve().parent, faults
 
 
 def examine(data: object, base_dir: Path) -> tuple[MultiModelConfig | None, list[Fault]]:
-    """A configuration from a parsed JSON value, and every fault of it; None when the value has no usable shape."""
+    """A configuration from a parsed JSON value (None when it has no usable shape) and every fault."""
     if not isinstance(data, dict):
         return None, [Fault("", f'{show(data)} is not an object {{"experts": [...]}}')]
     if faults := text_faults(data):
@@ -175,7 +178,7 @@ def examine(data: object, base_dir: Path) -> tuple[MultiModelConfig | None, list
     except ValidationError as error:
         return None, plain_faults(error, MultiModelConfig, SECRET_FIELDS) + cross_faults(data)
     config._base_dir = base_dir
-    faults = []
+    faults = cross_faults(data)  # again on what the file says, before options were moved to their own fields
     for index, key in enumerate(config.server.api_keys):
         try:
             key.read(base_dir)
@@ -185,8 +188,13 @@ def examine(data: object, base_dir: Path) -> tuple[MultiModelConfig | None, list
 
 
 def cross_faults(data: Mapping[str, Any]) -> list[Fault]:
-    """Faults between fields. Tolerates any JSON value, so that these are found next to the faults of single fields."""
+    """Faults between fields.
+
+    Takes any JSON object, so that these are found next to the faults of single fields.
+    """
     faults: list[Fault] = []
+    if not isinstance(data.get("$schema", ""), str):
+        faults.append(Fault("$schema", f"{show(data['$schema'])} is not text in double quotes"))
     listed = data.get("experts")
     experts = [
         (i, e) for i, e in enumerate(listed if isinstance(listed, list) else []) if isinstance(e, dict)
@@ -209,7 +217,7 @@ def cross_faults(data: Mapping[str, Any]) -> list[Fault]:
             faults.append(Fault(f"experts[{index}].domain", message))
         args = expert.get("engine_args")
         if isinstance(args, dict):
-            faults += static_faults(args, expert, json_path(("experts", index, "engine_args")))
+            faults += static_faults(args, expert, ("experts", index, "engine_args"))
     lazy = data.get("lazy_loading")
     if lazy is None:
         lazy = {}
@@ -227,7 +235,7 @@ def _lazy_faults(lazy: Mapping[str, Any], experts: int, pinned: int) -> list[Fau
         message = f"{warm} is more than max_loaded_experts, {most}; at most {most} can be warm"
         faults.append(Fault("lazy_loading.warmup_pool_size", message))
     if pinned > most:
-        message = f"{most} is less than the {pinned} pinned experts, which are never unloaded; use at least {pinned}"
+        message = f"{most} is less than the {pinned} pinned experts, which stay loaded; use at least {pinned}"
         faults.append(Fault("lazy_loading.max_loaded_experts", message))
     elif lazy.get("enabled") is False and experts > most:
         message = (
@@ -271,7 +279,7 @@ def preset_path(name: str) -> Path:
 
 
 def find_config(path: str | os.PathLike[str]) -> Path:
-    """The file meant by `path`: the path itself, or a packaged preset when a bare preset name is not a file here."""
+    """The file meant by `path`: itself, or the packaged preset of that name when no such file is here."""
     found = Path(path)
     if os.fspath(path) in PRESETS and not found.exists():
         return preset_path(os.fspath(path))

@@ -53,7 +53,7 @@ class Fault:
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used; `str()` is one line per fault, each beginning with the file's name."""
+    """A configuration that cannot be used; `str()` is one line per fault, beginning with the file's name."""
 
     def __init__(self, source: str, faults: Sequence[Fault]) -> None:
         self.source = source
@@ -264,6 +264,8 @@ def plain_faults(error: ValidationError, model: type[BaseModel], secret: frozens
         if item["type"] == CROSS_FIELD:
             continue
         loc = item["loc"]
+        if len(loc) > 1 and loc[-1] == "[key]":  # pydantic's way to say that a name in an object is the fault
+            loc = loc[:-1]
         hidden = any(part in secret for part in loc)
         value = "this" if hidden else show(item["input"])
         faults.append(Fault(json_path(loc), _message(item["type"], value, item, model, loc, hidden)))
@@ -293,7 +295,9 @@ def _message(
         near = None if hidden else nearest(str(item["input"]), choices)
         return f"{value} is not one of {', '.join(choices)}" + (f'; did you mean "{near}"?' if near else "")
     if kind == "too_short":
-        return f"needs at least {context['min_length']}{_hint(field)}"
+        return f"is empty; it needs at least {context['min_length']} entry{_hint(field)}"
+    if kind == "string_too_short":
+        return f"must not be empty{_hint(field)}"
     if kind in _BOUNDS:
         return f"{value} is not {_bounds(field)}{_hint(field)}"
     if kind in _EXPECTED:
@@ -309,7 +313,7 @@ def _hint(field: FieldInfo | None) -> str:
 
 def _bounds(field: FieldInfo | None) -> str:
     low = high = None
-    low_word, high_word = "at least", "at most"
+    low_word = "at least"
     for rule in field.metadata if field else ():
         if getattr(rule, "ge", None) is not None:
             low = rule.ge
@@ -318,8 +322,17 @@ def _bounds(field: FieldInfo | None) -> str:
         if getattr(rule, "le", None) is not None:
             high = rule.le
     if low is not None and high is not None:
-        return f"within {low}..{high}" if low_word == "at least" else f"more than {low} and at most {high}"
-    return f"{low_word} {low}" if low is not None else f"{high_word} {high}"
+        low, high = _round_size(low), _round_size(high)
+        return f"within {low}..{high}" if low_word == "at least" else f"in the range above {low} up to {high}"
+    return f"{low_word} {low}" if low is not None else f"at most {high}"
+
+
+def _round_size(number: float) -> str:
+    """A bound that is a round byte size as one, since that is how the file may say it."""
+    for unit, size in (("TiB", 1024**4), ("GiB", 1024**3), ("MiB", 1024**2)):
+        if number >= size and number % size == 0:
+            return f"{int(number // size)}{unit}"
+    return str(number)
 
 
 def _unwrap(annotation: Any) -> Any:

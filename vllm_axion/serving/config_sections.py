@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The sections of the configuration file: experts, loading, routing, limits, keys, domains.
 
-Each field's description is the one place that says what it means: the JSON Schema and the faults are made from it, and
-the first sentence of each must make sense alone.
+Each field's description is the one place that says what it means: the JSON Schema and the faults are made
+from it, so the first sentence must make sense alone.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class ExpertConfig(Section):
         json_schema_extra={"pattern": ID_PATTERN},
     )
     model_path: Annotated[str, AfterValidator(values.model_path)] = Field(
-        description="Where the model is. Beginning with `/`, `./` or `../` it is a folder, relative to this file; "
-        "anything else is a hub id.",
+        description="Where the model is. Beginning with `/`, `./` or `../` it is a folder, relative to the "
+        "configuration file; anything else is a hub id.",
         examples=["Qwen/Qwen2.5-Coder-7B-Instruct", "./models/qwen"],
         min_length=1,
     )
@@ -108,8 +108,8 @@ class ExpertConfig(Section):
         default=None,
         ge=MIB,
         le=1024**5,
-        description='Memory for the KV cache, in bytes or as text such as "2GiB". `null` lets the server choose from '
-        "the checkpoint.",
+        description='Memory for the KV cache, in bytes or as text such as "2GiB". `null` lets the server '
+        "choose from the checkpoint.",
         examples=["2GiB", 536870912],
     )
     max_num_seqs: int | None = Field(
@@ -126,31 +126,28 @@ class ExpertConfig(Section):
     )
     engine_args: dict[str, Any] = Field(
         default={},
-        description="Further options of `vllm serve` for this expert, by name (`max_num_batched_tokens`) or flag "
-        "(`max-num-batched-tokens`). Options that belong to the server (host, port, keys, ...) are refused.",
+        description="Further options of `vllm serve` for this expert. By name (`max_num_batched_tokens`) or "
+        "flag (`max-num-batched-tokens`); those that belong to the server (host, port, keys) are refused. "
+        "Paths beginning with `./` or `../` are relative to the configuration file.",
         examples=[{"max_num_batched_tokens": 1024, "enable_prefix_caching": True}],
     )
 
     @model_validator(mode="before")
     @classmethod
     def _move_own_options(cls, data: Any) -> Any:
-        # `engine_args` may hold any option of vLLM; those with a field of their own are read from one place only.
+        # `engine_args` may hold any option of vLLM; one with a field of its own is read from the field only.
         args = data.get("engine_args") if isinstance(data, dict) else None
         if not isinstance(args, dict):
             return data
-        moved = {
-            name: OWN_FIELDS[canonical(name)]
-            for name in args
-            if isinstance(name, str)
-            and data.get(OWN_FIELDS.get(canonical(name), "expert_id")) is None
-            and canonical(name) in OWN_FIELDS
-        }
+        spellings: dict[str, list[str]] = {}
+        for name in args:
+            own = OWN_FIELDS.get(canonical(str(name)))
+            if own is not None and data.get(own) is None:
+                spellings.setdefault(own, []).append(name)
+        # Two spellings of one option stay where they are, for `static_faults` to report.
+        moved = {names[0]: own for own, names in spellings.items() if len(names) == 1}
         rest = {name: value for name, value in args.items() if name not in moved}
-        return (
-            {**data, **{field: args[name] for name, field in moved.items()}, "engine_args": rest}
-            if moved
-            else data
-        )
+        return {**data, **{own: args[name] for name, own in moved.items()}, "engine_args": rest}
 
     @property
     def is_local(self) -> bool:
@@ -170,16 +167,16 @@ class LazyLoadingConfig(Section):
 
     enabled: bool = Field(
         default=True,
-        description="Load an expert when it is first asked. `false` loads every expert at start and unloads none "
-        "for being idle.",
+        description="Load an expert when it is first asked. `false` loads every expert at start and unloads "
+        "none for being idle.",
         examples=[True],
     )
     warmup_pool_size: int = Field(
         default=2,
         ge=0,
         le=1000,
-        description="How many experts are loaded at start, by priority. They are not unloaded when idle, but may be "
-        "to make room.",
+        description="How many experts are loaded at start, by priority. They are not unloaded when idle, but "
+        "may be to make room.",
         examples=[2],
     )
     max_loaded_experts: int = Field(
@@ -207,7 +204,7 @@ class LazyLoadingConfig(Section):
         default=10,
         ge=0,
         le=YEAR_S,
-        description="Seconds an expert stays at least after a load, so that two of them do not chase each other out.",
+        description="Seconds an expert stays at least after a load. Keeps two from chasing each other out.",
         examples=[10],
     )
     drain_timeout_s: float = Field(
@@ -231,7 +228,7 @@ class RouterConfig(Section):
     )
     encoder: str = Field(
         default="ngram",
-        description="How text becomes a vector. `ngram` is hashed character n-grams, offline and multilingual.",
+        description="How text becomes a vector. `ngram` is hashed character n-grams: offline, any language.",
         examples=["ngram"],
         min_length=1,
     )
@@ -305,7 +302,8 @@ class ApiKeyConfig(Section):
     )
     key_file: str | None = Field(
         default=None,
-        description="File that holds the key, relative to this file. Others must not be able to write it.",
+        description="File that holds the key, relative to the configuration file. Others must not be able to "
+        "write it.",
         examples=["/run/secrets/axion_key"],
     )
     scopes: list[Literal["inference", "admin"]] = Field(

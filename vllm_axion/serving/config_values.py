@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values of configuration fields: byte sizes, ids, paths, URLs; what each accepts and what it says when refusing."""
+"""Values of configuration fields: byte sizes, ids, paths, URLs; what each accepts and says when refusing."""
 
 from __future__ import annotations
 
@@ -32,10 +32,12 @@ KEY = re.compile(r"[!-~]+")
 def parse_bytes(value: object) -> object:
     """A byte size: an int is returned as it is, text such as "512MiB" or "1.5 GB" as bytes; None stays None.
 
-    KiB, MiB, GiB, TiB count in 1024s, KB, MB, GB, TB in 1000s. Raises ValueError for other text.
+    KiB, MiB, GiB, TiB count in 1024s, KB, MB, GB, TB in 1000s. Raises ValueError for anything else.
     """
-    if not isinstance(value, str):
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
         return value
+    if not isinstance(value, str):
+        raise ValueError(f'{show(value)} is not a byte size such as "512MiB" or "2GiB"')
     match = _SIZE.fullmatch(value.strip())
     if match is None:
         raise ValueError(f'{show(value)} is not a byte size such as "512MiB" or "2GiB"')
@@ -50,7 +52,8 @@ def parse_bytes(value: object) -> object:
 def expert_id(value: str) -> str:
     if _ID.fullmatch(value) is None:
         raise ValueError(
-            f"{show(value)} is not a usable id; use 1 to 64 of A-Z a-z 0-9 . _ - and begin with a letter or digit"
+            f"{show(value)} is not a usable id; use 1 to 64 of A-Z a-z 0-9 . _ - "
+            "and begin with a letter or digit"
         )
     if value.casefold() == "auto":
         raise ValueError('"auto" is the name that asks the router to choose; give the expert another id')
@@ -62,7 +65,8 @@ def model_path(value: str) -> str:
         raise ValueError(f"{show(value)} is not a usable path or hub id")
     if not is_path(value) and _HUB_ID.fullmatch(value) is None:
         raise ValueError(
-            f'{show(value)} is neither a path (beginning with "/", "./" or "../") nor a hub id such as "owner/name"'
+            f'{show(value)} is neither a path (beginning with "/", "./" or "../") '
+            'nor a hub id such as "owner/name"'
         )
     return value
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`engine_args` of an expert against vLLM's own `serve` options: which belong to the server, and what values mean.
+"""An expert's `engine_args` against vLLM's own `serve` options: which are the server's, and what values mean.
 
 The tables here are plain data; only `serve_parser()` imports vLLM, which takes seconds.
 """
@@ -7,15 +7,15 @@ The tables here are plain data; only `serve_parser()` imports vLLM, which takes 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from vllm_axion.serving.config_faults import Fault, did_you_mean, json_path, nearest, printable, show
+from vllm_axion import compat
+from vllm_axion.serving.config_faults import Fault, json_path, nearest, printable, show
 
 # Options that have a field of their own in an expert: named in engine_args they are moved there.
 OWN_FIELDS = {
@@ -41,6 +41,7 @@ _SERVER_OWNED = {
     "api_key": "set server.api_keys instead",
     "api_server_count": "there is one server process",
     "config": "this file is the configuration",
+    "decode_context_parallel_size": _ONE_PROCESS,
     "device_ids": "experts run on the CPU",
     "disable_access_log_for_endpoints": _LOGS,
     "disable_fastapi_docs": _COMMAND_LINE,
@@ -55,8 +56,8 @@ _SERVER_OWNED = {
     "grpc_port": "the server speaks HTTP",
     "headless": "the server is the one front end of its engines",
     "hf_token": "set the environment variable HF_TOKEN, so that the token stays out of the file",
+    "help": _COMMAND_LINE,
     "host": _COMMAND_LINE,
-    "log_config_file": _LOGS,
     "log_error_stack": "answers never show a stack trace",
     "logging_config": _LOGS,
     "master_addr": _ONE_PROCESS,
@@ -72,6 +73,7 @@ _SERVER_OWNED = {
     "numa_bind_nodes": "the server shares the cores among its experts",
     "pipeline_parallel_size": _ONE_PROCESS,
     "port": _COMMAND_LINE,
+    "prefill_context_parallel_size": _ONE_PROCESS,
     "root_path": _COMMAND_LINE,
     "served_model_name": "the expert is served under its expert_id",
     "shutdown_timeout": "set lazy_loading.drain_timeout_s instead",
@@ -82,6 +84,7 @@ _SERVER_OWNED = {
 }
 _SERVER_OWNED_PREFIXES = {
     "data_parallel": _ONE_PROCESS,
+    "log": _LOGS,
     "dp_supervisor": _ONE_PROCESS,
     "h11": _COMMAND_LINE,
     "ssl": _COMMAND_LINE,
@@ -120,13 +123,15 @@ def owned_by_server(name: str) -> str | None:
     return None
 
 
-def static_faults(engine_args: Mapping[str, Any], expert: Mapping[str, Any], where: str) -> list[Fault]:
-    """Faults of `engine_args` that can be told without vLLM; `where` is the JSON path of the object."""
+def static_faults(
+    engine_args: Mapping[str, Any], expert: Mapping[str, Any], loc: tuple[int | str, ...]
+) -> list[Fault]:
+    """Faults of `engine_args` that can be told without vLLM; `loc` is where the object stands in the file."""
     faults: list[Fault] = []
     first: dict[str, str] = {}
     for name in engine_args:
         plain = canonical(name)
-        path = f"{where}{_step(name)}"
+        path = json_path((*loc, name))
         if plain in first:
             faults.append(Fault(path, f"is the same option as {show(first[plain])}; keep one"))
             continue
@@ -136,12 +141,28 @@ def static_faults(engine_args: Mapping[str, Any], expert: Mapping[str, Any], whe
             faults.append(Fault(path, f'is the same setting as the field "{own}"; keep the field'))
         elif (reason := owned_by_server(name)) is not None:
             faults.append(Fault(path, f"an expert cannot set it: {reason}"))
+    return faults + _batch_faults(
+        {canonical(name): value for name, value in engine_args.items()}, expert, loc
+    )
+
+
+def _batch_faults(
+    options: Mapping[str, Any], expert: Mapping[str, Any], loc: tuple[int | str, ...]
+) -> list[Fault]:
+    """What vLLM's scheduler refuses at load: a step must hold one token per request, or a whole prompt."""
+    tokens = options.get("max_num_batched_tokens")
+    if type(tokens) is not int:
+        return []
+    faults = []
+    requests, length = expert.get("max_num_seqs"), expert.get("max_model_len")
+    path = json_path((*loc, "max_num_batched_tokens"))
+    if type(requests) is int and tokens < requests:
+        faults.append(Fault(path, f"{tokens} is less than max_num_seqs, {requests}; use at least that"))
+    chunked = options.get("enable_chunked_prefill")
+    if chunked is False and type(length) is int and tokens < length:
+        message = f"{tokens} is less than max_model_len, {length}; without chunked prefill use at least that"
+        faults.append(Fault(path, message))
     return faults
-
-
-def _step(name: str) -> str:
-    step = json_path(("", name))
-    return step if step.startswith(("[", ".")) else f".{step}"
 
 
 # ---------------------------------------------------------------- with vLLM
@@ -153,33 +174,24 @@ def serve_parser() -> argparse.ArgumentParser:
     Raises ImportError when this environment has no vLLM that can be imported.
     """
     try:
-        importlib.import_module(
-            "vllm.platforms"
-        )  # activates the platform plug-in, which repairs what vLLM lacks
-        # vLLM 0.32 has it under launchers, 0.33 under common.
-        try:
-            cli_args = importlib.import_module("vllm.entrypoints.launchers.cli_args")
-        except ModuleNotFoundError:
-            cli_args = importlib.import_module("vllm.entrypoints.common.cli_args")
-        argparse_utils = importlib.import_module("vllm.utils.argparse_utils")
-        parser = argparse_utils.FlexibleArgumentParser(prog="vllm serve", add_help=False)
-        made: argparse.ArgumentParser = cli_args.make_arg_parser(parser)
+        parser: argparse.ArgumentParser = compat.make_serve_parser(prog="vllm serve", usage="vllm serve")
     except ImportError:
         raise
     except Exception as error:  # a half-installed torch or vLLM fails in many ways
-        raise ImportError(
-            f"vLLM cannot be imported: {type(error).__name__}: {printable(str(error))}"
-        ) from error
-    return made
+        raise ImportError(f"{type(error).__name__}: {_plain(str(error))}") from error
+    return parser
 
 
 def engine_options(
-    engine_args: Mapping[str, Any], parser: argparse.ArgumentParser, base: Path, where: str = "engine_args"
+    engine_args: Mapping[str, Any],
+    parser: argparse.ArgumentParser,
+    base: Path,
+    loc: tuple[int | str, ...] = ("engine_args",),
 ) -> tuple[dict[str, Any], list[Fault]]:
     """What `engine_args` set on the namespace of vLLM's serve parser: (values by dest, faults).
 
-    `base` is the folder that relative paths start from, `where` the JSON path of the object. A null leaves the option
-    at its default. Options that belong to the server are left to `static_faults`.
+    `base` is the folder that relative paths start from, `loc` where the object stands in the file. A null
+    leaves the option at its default. Options that belong to the server are left to `static_faults`.
     """
     options = _options(parser)
     values: dict[str, Any] = {}
@@ -187,21 +199,24 @@ def engine_options(
     for name, value in engine_args.items():
         if owned_by_server(name) is not None or canonical(name) in OWN_FIELDS or value is None:
             continue
-        path = f"{where}{_step(name)}"
+        path = json_path((*loc, name))
         found = options.get(canonical(name))
         if found is None:
-            free = [option for option in options if owned_by_server(option) is None]
-            near = nearest(canonical(name), free)
-            hint = f'; did you mean "{near}"?' if near else "; `vllm serve --help=all` lists them"
-            faults.append(Fault(path, f"vLLM has no such option{hint}"))
+            near = nearest(canonical(name), [option for option in options if owned_by_server(option) is None])
+            hint = f'did you mean "{near}"?' if near else "`vllm serve --help=all` lists them"
+            faults.append(Fault(path, f"vLLM has no such option; {hint}"))
             continue
         action, negated = found
         try:
             values[action.dest] = _convert(action, value, negated, base)
         except ValueError as error:
             faults.append(Fault(path, str(error)))
-    if not faults:
-        faults += [Fault(where, reason) for reason in _disagreements(values, parser)]
+    if values and not faults:
+        defaults = {a.dest: a.default for a in parser._actions if a.default is not argparse.SUPPRESS}
+        try:
+            compat.validate_serve_args(argparse.Namespace(**{**defaults, **values}))
+        except Exception as error:  # of vLLM's own kinds too
+            faults.append(Fault(json_path(loc), _plain(str(error))))
     return values, faults
 
 
@@ -211,9 +226,8 @@ def _options(parser: argparse.ArgumentParser) -> dict[str, tuple[argparse.Action
     for action in parser._actions:
         for flag in action.option_strings:
             if flag.startswith("--"):
-                plain = flag[2:].replace("-", "_")
                 negated = isinstance(action, argparse.BooleanOptionalAction) and flag.startswith("--no-")
-                found[plain] = (action, negated)
+                found[canonical(flag)] = (action, negated)
     return found
 
 
@@ -227,33 +241,31 @@ def _convert(action: argparse.Action, value: Any, negated: bool, base: Path) -> 
         items = value if isinstance(value, list) else [value]
         if not items:
             raise ValueError("[] is not a value for it; give at least one")
-        read = [_convert_one(action, item) for item in items]
-        return _through_action(action, [_as_text(item) for item in items]) if _is_special(action) else read
+        if type(action).__module__ != "argparse":
+            return _through_action(action, items)
+        return [_convert_one(action, item) for item in items]
     if isinstance(value, str) and action.dest in _PATHS and value.startswith(("./", "../")):
         value = os.path.normpath(base / value)
-    read_one = _convert_one(action, value)
-    return [read_one] if type(action).__name__ == "_AppendAction" else read_one
+    return _convert_one(action, value)
 
 
-def _is_special(action: argparse.Action) -> bool:
-    return not type(action).__module__.startswith("argparse")
-
-
-def _through_action(action: argparse.Action, texts: list[str]) -> Any:
+def _through_action(action: argparse.Action, items: list[Any]) -> Any:
+    """What an action of vLLM's own makes of the items: that of `--lora-modules` takes text or objects."""
+    for item in items:
+        if not isinstance(item, str | dict):
+            raise ValueError(f"{show(item)} is not text or an object {{...}}")
     namespace = argparse.Namespace()
-    quiet = argparse.ArgumentParser(add_help=False, exit_on_error=False)
-
-    def refuse(message: str) -> None:
-        raise ValueError(_plain(message))
-
-    quiet.error = refuse  # type: ignore[method-assign,assignment]
+    texts = [_as_text(item) for item in items]
     try:
-        action(quiet, namespace, texts)
-    except ValueError:
-        raise
+        action(_RaisingParser(add_help=False), namespace, texts)
     except Exception as error:
         raise ValueError(_plain(str(error))) from None
     return getattr(namespace, action.dest)
+
+
+class _RaisingParser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
 
 
 def _as_text(value: Any) -> str:
@@ -261,73 +273,62 @@ def _as_text(value: Any) -> str:
 
 
 def _convert_one(action: argparse.Action, value: Any) -> Any:
-    shown = "this" if re.search("token|key|secret|password", action.dest) else show(value)
-    if isinstance(value, bool) and not (action.nargs == "?" and action.const is True):
-        raise ValueError(f"{shown} is not a value for it; it takes {_takes(action)}")
+    takes = _takes(action)
     if isinstance(value, bool):
-        return value
+        raise ValueError(f"{show(value)} is not {takes}")
     reader: Any = action.type or str
     try:
         read = reader(_as_text(value))
     except Exception as error:  # argparse types raise whatever they like
-        raise ValueError(
-            f"{shown} is not a value for it; it takes {_takes(action)}{_reason(error)}"
-        ) from None
-    if isinstance(value, (dict, list)) and isinstance(read, str):
-        raise ValueError(f"{shown} is not a value for it; it takes text")
+        if isinstance(value, dict) and takes == _OBJECT:
+            raise ValueError(f"{show(value)} cannot be used{_reason(error)}") from None
+        raise ValueError(f"{show(value)} is not {takes}") from None
+    if isinstance(value, dict | list) and not isinstance(read, type(value)) and takes != _OBJECT:
+        raise ValueError(f"{show(value)} is not {takes}")
+    if takes == _OBJECT and (not isinstance(value, dict | str) or isinstance(read, str | float | int | list)):
+        raise ValueError(f"{show(value)} is not {takes}")
     if action.choices is not None and read not in action.choices:
         choices = [str(choice) for choice in action.choices if choice is not None]
-        raise ValueError(f"{shown} is not one of its values{did_you_mean(str(value), choices)}")
+        near = nearest(str(value), choices)
+        hint = f'did you mean "{near}"?' if near else f"it takes {', '.join(choices)}"
+        raise ValueError(f"{show(value)} is not one of its values; {hint}")
     return read
 
 
+_OBJECT = "an object {...}"
+
+
 def _takes(action: argparse.Action) -> str:
-    """What the option takes, in words, found out by trying."""
-    if action.choices is not None:
-        return "one of " + ", ".join(str(choice) for choice in action.choices if choice is not None)
+    """What the option takes, in words, found out by trying: its type is any function that reads a text."""
     reader: Any = action.type or str
     for sample, words in (("any text", "text"), ("1.5", "a number"), ("1", "a whole number")):
         try:
-            if not isinstance(reader(sample), bool):
-                return words
+            if isinstance(reader(sample), str | float | int):
+                if not _reads_objects(reader):
+                    return words
+                # json.loads reads numbers too, but is there to read objects.
+                return f"text or {_OBJECT}" if words == "text" else _OBJECT
         except Exception:
             continue
-    return "an object {...}"
+    return _OBJECT
+
+
+def _reads_objects(reader: Any) -> bool:
+    try:
+        return isinstance(reader("{}"), dict)
+    except Exception:
+        return False
 
 
 def _reason(error: Exception) -> str:
-    """The useful line of an error from vLLM's own types, which may hold a whole pydantic report."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    useful = [line for line in lines if "http" not in line and "validation error" not in line]
-    if len(lines) < 3 or len(useful) < 2:
+    """Field and reason out of the pydantic report that vLLM's own types raise, or nothing."""
+    found = re.search(r"\n(\S+)\n {2}(.+?) \[type=", str(error).replace("\\n", "\n"))
+    if found is None:
         return ""
-    return f" ({printable(useful[0])}: {printable(useful[1].split(' [type=')[0])})"
+    reason = found[2].removeprefix("Value error, ").replace("Unexpected keyword argument", "unknown field")
+    return f": {printable(found[1])}: {printable(reason)}"
 
 
 def _plain(message: str) -> str:
-    return printable(" ".join(message.split()).removeprefix("Error: "))
-
-
-def _disagreements(values: Mapping[str, Any], parser: argparse.ArgumentParser) -> Iterable[str]:
-    """What vLLM's own check of the parsed options says, such as a tool choice without a tool parser."""
-    defaults = {action.dest: action.default for action in parser._actions if action.dest != argparse.SUPPRESS}
-    module = importlib.import_module(parser_module())
-    check = getattr(module, "validate_parsed_serve_args", None)
-    if check is None or not values:
-        return []
-    try:
-        check(argparse.Namespace(**{**defaults, **values}))
-    except (ValueError, TypeError, OSError) as error:
-        return [_plain(str(error))]
-    return []
-
-
-def parser_module() -> str:
-    """Name of the vLLM module that makes the serve parser: it moved between 0.32 and 0.33."""
-    for name in ("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.common.cli_args"):
-        try:
-            importlib.import_module(name)
-        except ModuleNotFoundError:
-            continue
-        return name
-    raise ImportError("this vLLM has no serve parser where 0.32 and 0.33 have it")
+    text = " ".join(message.split()).removeprefix("Error: ")
+    return printable(re.sub(r" \(parameter=\w+\)$", "", text))
