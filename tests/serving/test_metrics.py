@@ -10,7 +10,6 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from vllm_axion.serving.metrics import (
-    ExpertState,
     HowChosen,
     LoadOutcome,
     Rejection,
@@ -18,6 +17,7 @@ from vllm_axion.serving.metrics import (
     UnloadReason,
     render,
 )
+from vllm_axion.serving.residency import State
 
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
@@ -28,7 +28,7 @@ def server_metrics() -> ServerMetrics:
 
 
 def let_everything_happen(metrics: ServerMetrics) -> None:
-    for state in get_args(ExpertState):
+    for state in State:
         metrics.state_changed("coder", state)
     for outcome in get_args(LoadOutcome):
         metrics.load_finished("coder", outcome, 1.5)
@@ -71,8 +71,11 @@ def test_the_documentation_lists_exactly_the_series_there_are() -> None:
 
 def test_the_documentation_names_every_label_value_of_a_fixed_list() -> None:
     text = DOCS.read_text("utf-8")
-    for values in (ExpertState, LoadOutcome, UnloadReason, HowChosen, Rejection):
-        assert [value for value in get_args(values) if f"`{value}`" not in text] == []
+    fixed = [
+        *State,
+        *(value for kind in (LoadOutcome, UnloadReason, HowChosen, Rejection) for value in get_args(kind)),
+    ]
+    assert [value for value in fixed if f"`{value}`" not in text] == []
 
 
 def test_every_series_is_fed_by_some_event() -> None:
@@ -85,10 +88,10 @@ def test_every_series_is_fed_by_some_event() -> None:
 def test_exactly_one_state_is_shown_for_each_expert() -> None:
     metrics = server_metrics()
     assert value(metrics, "expert_state", expert="aya", state="unloaded") == 1
-    metrics.state_changed("coder", "loading")
-    metrics.state_changed("coder", "loaded")
-    states = {s: value(metrics, "expert_state", expert="coder", state=s) for s in get_args(ExpertState)}
-    assert states == {"unloaded": 0, "loading": 0, "loaded": 1, "unloading": 0, "failed": 0}
+    metrics.state_changed("coder", State.LOADING)
+    metrics.state_changed("coder", State.LOADED)
+    states = {s: value(metrics, "expert_state", expert="coder", state=s) for s in State}
+    assert states == {"unloaded": 0, "loading": 0, "loaded": 1, "draining": 0, "failed": 0}
     assert value(metrics, "expert_state", expert="aya", state="unloaded") == 1
 
 

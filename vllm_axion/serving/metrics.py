@@ -15,7 +15,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.exposition import ALLOWUTF8
 from prometheus_client.registry import Collector
 
-ExpertState = Literal["unloaded", "loading", "loaded", "unloading", "failed"]
+from vllm_axion.serving.residency import State
+
 LoadOutcome = Literal["loaded", "failed", "cancelled", "refused"]
 UnloadReason = Literal["idle", "evicted", "requested", "failed", "shutdown"]
 HowChosen = Literal["explicit", "routed", "abstained"]
@@ -66,9 +67,9 @@ class ServerMetrics:
 
     # Loading
 
-    def state_changed(self, expert_id: str, state: ExpertState) -> None:
+    def state_changed(self, expert_id: str, state: State) -> None:
         expert = self._expert(expert_id)
-        for each in get_args(ExpertState):
+        for each in State:
             self._state.labels(expert, each).set(each == state)
 
     def load_finished(self, expert_id: str, outcome: LoadOutcome, seconds: float) -> None:
@@ -127,7 +128,7 @@ class ServerMetrics:
     def _show_zeros(self) -> None:
         # A series that appears only with its first event hides that event from rate(): begin all at 0.
         for expert in self._domain_of:
-            self.state_changed(expert, "unloaded")
+            self.state_changed(expert, State.UNLOADED)
             self.requests_now(expert, in_flight=0, waiting=0)
             self.expert_memory(expert, weights=0, kv=0, process=0)
             self._load_seconds.labels(expert)
