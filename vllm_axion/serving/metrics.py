@@ -5,14 +5,13 @@ Every label value comes from the configuration or from a list in this file, neve
 number of series is bounded by the number of experts. `docs/metrics.md` lists them all.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Final, Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
-from prometheus_client.openmetrics.exposition import ALLOWUTF8
 from prometheus_client.registry import Collector
 
 from vllm_axion.serving.residency import State
@@ -179,10 +178,9 @@ def render(collectors: Iterable[Collector], accept: str = "") -> tuple[bytes, st
     Each family stands once, with the samples of every collector below it, as both formats demand
     (https://prometheus.io/docs/instrumenting/exposition_formats/). Reads counters only; wakes nothing.
     """
-    chosen, content_type = choose_encoder(accept)
-    encode: Callable[..., bytes] = chosen
-    if content_type.startswith("application/openmetrics-text"):
+    encode, content_type = choose_encoder(accept)
+    if isinstance(encode, partial) and "escaping" in encode.keywords:
         # prometheus_client would write the colon of a sample's name as an underscore, but not that of its
         # family's (its issue 1177), which breaks the page. No name here needs escaping, so ask for none.
-        encode = partial(chosen, escaping=ALLOWUTF8)  # type: ignore[call-arg]
+        encode = partial(encode, escaping="allow-utf-8")
     return encode(_Merged(collectors)), content_type
