@@ -101,7 +101,7 @@ find_python() {
 missing_packages() {
   local python=$1 named=python3
   if [[ -z $python ]]; then
-    printf '%s\n' python3 python3-venv python3-dev
+    printf '%s\n' python3 python3-venv python3-dev libnuma1
   else
     # Debian calls the packages of a Python that is not its default one python3.x-venv and so on.
     [[ $(readlink -f "$python") == "$(readlink -f /usr/bin/python3)" ]] ||
