@@ -5,8 +5,8 @@ Every template takes a system (or developer) message, any number of turns, and a
 string or as a list of parts; Qwen's, Mistral's and Phi's also take `tools` and past tool calls.
 """
 
-# Turns a message's content into text whatever its form. A macro and not an inline loop: vLLM looks for a loop over
-# `message.content` to decide that a template wants parts, and a text-only model is better served with plain strings.
+# Turns a message's content into text whatever its form. A macro and not an inline loop: vLLM looks for a loop
+# over `message.content` to decide that a template wants parts, and text-only models are better served strings.
 _TEXT_OF = """\
 {%- macro text_of(content) -%}
     {%- if content is string -%}
@@ -29,7 +29,8 @@ PHI = (
         {{- '<|tool|>' ~ (tools | tojson) ~ '<|/tool|>' -}}
     {%- endif -%}
     {%- if message.tool_calls -%}
-        {{- '<|tool_call|>' ~ (message.tool_calls | map(attribute='function') | list | tojson) ~ '<|/tool_call|>' -}}
+        {%- set calls = message.tool_calls | map(attribute='function') | list -%}
+        {{- '<|tool_call|>' ~ (calls | tojson) ~ '<|/tool_call|>' -}}
     {%- endif -%}
     {{- '<|end|>' -}}
 {%- endfor -%}
@@ -59,7 +60,8 @@ MISTRAL = (
         {%- if message.tool_calls -%}
             {{- '[TOOL_CALLS] [' -}}
             {%- for call in message.tool_calls -%}
-                {{- {'name': call.function.name, 'arguments': call.function.arguments, 'id': call.id} | tojson -}}
+                {%- set called = call.function -%}
+                {{- {'name': called.name, 'arguments': called.arguments, 'id': call.id} | tojson -}}
                 {{- '' if loop.last else ', ' -}}
             {%- endfor -%}
             {{- ']' ~ eos_token -}}
@@ -88,8 +90,8 @@ QWEN = (
     {%- for tool in tools -%}
         {%- set system.text = system.text ~ (tool | tojson) ~ '\\n' -%}
     {%- endfor -%}
-    {%- set system.text = system.text ~ '</tools>\\nA call is one JSON object with name and arguments between '
-        ~ '<tool_call> and </tool_call>.' -%}
+    {%- set system.text = system.text ~ '</tools>\\nA call is one JSON object with name and arguments '
+        ~ 'between <tool_call> and </tool_call>.' -%}
 {%- endif -%}
 {%- if system.text -%}
     {{- '<|im_start|>system\\n' ~ system.text ~ '<|im_end|>\\n' -}}
@@ -113,7 +115,7 @@ QWEN = (
 """
 )
 
-# An inline loop over the parts on purpose: vLLM then hands over parts, and an image keeps its place in the text.
+# An inline loop over the parts on purpose: vLLM then hands over parts, and an image keeps its place.
 GEMMA = """\
 {{- bos_token -}}
 {%- set pending = namespace(system='') -%}
@@ -158,7 +160,8 @@ COHERE = (
 {%- set marks = {'system': '<|SYSTEM_TOKEN|>', 'developer': '<|SYSTEM_TOKEN|>', 'user': '<|USER_TOKEN|>',
                  'assistant': '<|CHATBOT_TOKEN|>', 'tool': '<|SYSTEM_TOKEN|>'} -%}
 {%- for message in messages -%}
-    {{- '<|START_OF_TURN_TOKEN|>' ~ marks[message.role] ~ text_of(message.content) ~ '<|END_OF_TURN_TOKEN|>' -}}
+    {{- '<|START_OF_TURN_TOKEN|>' ~ marks[message.role] -}}
+    {{- text_of(message.content) ~ '<|END_OF_TURN_TOKEN|>' -}}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
     {{- '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>' -}}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Architectures and random weights of the demo experts, written in the Hugging Face layout.
 
-Each configuration keeps what makes its real model special (Phi-4-mini's LongRoPE and partial rotary, Gemma 3's
-vision tower and sliding window, Aya's parallel blocks and logit scale) and shrinks the rest.
+Each configuration keeps what makes its real model special (Phi-4-mini's LongRoPE and partial rotary,
+Gemma 3's vision tower and sliding window, Aya's parallel blocks and logit scale) and shrinks the rest.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .demo_tokenizer import VOCAB_SIZE, TokenizerFamily
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedConfig, PreTrainedTokenizerFast
+    from transformers import PreTrainedConfig
 
 HIDDEN = 256
 HEAD_DIM = 64
@@ -44,9 +44,10 @@ _DECODER: dict[str, Any] = {
 class DemoExpert:
     """One expert: how to build its config from its tokenizer's ids, and the scales of its random weights.
 
-    `norm_one` is the stored value that makes a norm do nothing (Gemma stores its norms less one). `embedding_std` and
-    `final_norm` are chosen together: the first keeps the residual stream from being the last token's embedding, which a
-    tied head would repeat for ever; the second brings the logits to a standard deviation of about 2.5.
+    `norm_one` is the stored value that makes a norm do nothing (Gemma stores its norms less one).
+    `embedding_std` and `final_norm` are chosen together: the first keeps the residual stream from being the last
+    token's embedding, which a tied head would repeat for ever; the second brings the logits to a standard
+    deviation of about 2.3.
     """
 
     architecture: str
@@ -151,10 +152,25 @@ def _aya(ids: dict[str, int]) -> PreTrainedConfig:
 EXPERTS = {
     "phi4_fast": DemoExpert("Phi3ForCausalLM", demo_tokenizer.PHI, _phi, stop=("<|endoftext|>", "<|end|>")),
     "mistral_balanced": DemoExpert("MistralForCausalLM", demo_tokenizer.MISTRAL, _mistral, stop=("</s>",)),
-    "qwen_coder": DemoExpert("Qwen2ForCausalLM", demo_tokenizer.QWEN, _qwen, stop=("<|im_end|>", "<|endoftext|>")),
-    "gemma3_multimodal": DemoExpert("Gemma3ForConditionalGeneration", demo_tokenizer.GEMMA, _gemma, stop=("<eos>", "<end_of_turn>"), embedding_std=0.02, final_norm=7.5, norm_one=0.0),
+    "qwen_coder": DemoExpert(
+        "Qwen2ForCausalLM", demo_tokenizer.QWEN, _qwen, stop=("<|im_end|>", "<|endoftext|>")
+    ),
+    "gemma3_multimodal": DemoExpert(
+        "Gemma3ForConditionalGeneration",
+        demo_tokenizer.GEMMA,
+        _gemma,
+        stop=("<eos>", "<end_of_turn>"),
+        embedding_std=0.02,
+        final_norm=7.5,
+        norm_one=0.0,
+    ),
     "aya_expanse_multilingual": DemoExpert(
-        "CohereForCausalLM", demo_tokenizer.COHERE, _aya, stop=("<|END_OF_TURN_TOKEN|>",), embedding_std=0.15, final_norm=8.0
+        "CohereForCausalLM",
+        demo_tokenizer.COHERE,
+        _aya,
+        stop=("<|END_OF_TURN_TOKEN|>",),
+        embedding_std=0.15,
+        final_norm=8.0,
     ),
 }
 
@@ -195,17 +211,17 @@ class CheckpointWriter:
 
 
 def parameter_shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of every weight of a demo model's checkpoint, as its Hugging Face class names them.
+    """Names and shapes of every weight of a demo model's checkpoint, as the published checkpoints name them.
 
-    Written out instead of read off the class: its module imports torchvision, which may be broken or missing, and
-    takes longer to import than all five models take to write.
+    Written out instead of read off the class: its module imports torchvision, which may be broken or missing,
+    and takes longer to import than all five models take to write.
     """
     if hasattr(config, "vision_config"):
         return {
-            **_decoder_shapes(config.text_config, "model.language_model."),
+            **_decoder_shapes(config.text_config, "language_model.model."),
             **_vision_shapes(config.vision_config),
-            "model.multi_modal_projector.mm_input_projection_weight": (config.vision_config.hidden_size, HIDDEN),
-            "model.multi_modal_projector.mm_soft_emb_norm.weight": (config.vision_config.hidden_size,),
+            "multi_modal_projector.mm_input_projection_weight": (config.vision_config.hidden_size, HIDDEN),
+            "multi_modal_projector.mm_soft_emb_norm.weight": (config.vision_config.hidden_size,),
         }
     shapes = _decoder_shapes(config, "model.")
     if not config.tie_word_embeddings:
@@ -246,7 +262,7 @@ def _decoder_shapes(config: Any, prefix: str) -> dict[str, tuple[int, ...]]:
 
 def _vision_shapes(config: Any) -> dict[str, tuple[int, ...]]:
     hidden, middle, patch = config.hidden_size, config.intermediate_size, config.patch_size
-    prefix = "model.vision_tower."
+    prefix = "vision_tower.vision_model."
     linears = {f"self_attn.{part}": (hidden, hidden) for part in ("q_proj", "k_proj", "v_proj", "out_proj")}
     linears |= {"mlp.fc1": (middle, hidden), "mlp.fc2": (hidden, middle)}
     shapes: dict[str, tuple[int, ...]] = {
@@ -279,7 +295,7 @@ def _random_weights(
         if name.endswith(("embed_tokens.weight", "lm_head.weight")):
             value = noise * expert.embedding_std
             value[quiet] *= 0.25
-        elif name.endswith(("model.norm.weight", "language_model.norm.weight")):
+        elif name.endswith("model.norm.weight"):
             value = expert.final_norm - 1.0 + expert.norm_one + 0.1 * noise
         elif len(shape) == 1:
             value = _vector_centre(name, expert) + 0.1 * noise
@@ -296,10 +312,13 @@ def _vector_centre(name: str, expert: DemoExpert) -> float:
     """The value a one-dimensional parameter varies about."""
     if name.endswith("bias"):
         return 0.0
-    if ".vision_tower." in name:
+    if name.startswith("vision_tower."):
         return 1.0
-    if expert.norm_one == 0.0 and name.endswith(("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")):
-        return 2.0  # Gemma norms what a block adds: make it outweigh the embedding
+    if expert.norm_one == 0.0:  # Gemma also norms what a block adds to the residual stream
+        if name.endswith("post_attention_layernorm.weight"):
+            return -0.7  # the past weighs as much as the last token, or answers would stay on one word
+        if name.endswith("post_feedforward_layernorm.weight"):
+            return 2.0  # the network outweighs the embedding
     return expert.norm_one
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Five tiny random-weight experts, complete enough to be served: weights, tokenizer, chat template, defaults.
 
-They exist so that the whole server can be tried and tested in seconds and without a download. Their answers are
-word salad, the same on every machine with the same torch.
+They exist so that the whole server can be tried and tested in seconds and without a download. Their answers
+are word salad, the same on every machine with the same torch.
 """
 
 from __future__ import annotations
@@ -34,18 +34,20 @@ def make_demo_models(
 ) -> list[Path]:
     """Make the demo experts under `directory`, each in a directory named after its expert id.
 
-    Complete ones are kept unless `force`. Each is written aside and renamed into place, so an interrupted run leaves
-    nothing half-made; two runs at once wait for each other. Also writes `config.demo.json`, ready to be served.
-    `progress` is given one line per model. Returns the five directories.
+    Complete ones are kept unless `force`. Each is written aside and renamed into place, so an interrupted run
+    leaves nothing half-made; two runs at once wait for each other. Also writes `config.demo.json`, ready to
+    be served. `progress` is given one line per model. Returns the five directories.
 
-    Raises DemoModelsError if torch or transformers is missing, or if a directory of an expert's name is there that
-    this function did not make.
+    Raises DemoModelsError if torch or transformers is missing, if `directory` cannot be made, or if something
+    of an expert's name is there that this function did not make.
     """
     tell = progress or (lambda line: None)
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DemoModelsError(f"demo models: cannot make the directory {directory}: {error.strerror}") from None
+        raise DemoModelsError(
+            f"demo models: cannot make the directory {directory}: {error.strerror}"
+        ) from None
     paths = [directory / expert_id for expert_id in EXPERT_IDS]
     with _locked(directory):
         for leftover in directory.glob(".*.partial"):
@@ -83,7 +85,9 @@ def is_complete(model: Path) -> bool:
     if stamp is None or stamp.get("format") != FORMAT_VERSION:
         return False
     files: dict[str, int] = stamp["files"]
-    return all((model / name).is_file() and (model / name).stat().st_size == size for name, size in files.items())
+    return all(
+        (model / name).is_file() and (model / name).stat().st_size == size for name, size in files.items()
+    )
 
 
 def _checkpoint_writer() -> Callable[[str, Path], str]:
@@ -92,7 +96,8 @@ def _checkpoint_writer() -> Callable[[str, Path], str]:
         import transformers  # noqa: F401
     except ImportError as error:
         raise DemoModelsError(
-            f"demo models: the package {error.name} is missing: install torch and transformers (both come with vLLM)"
+            f"demo models: the package {error.name} is missing: "
+            "install torch and transformers (both come with vLLM)"
         ) from None
     from .demo_checkpoints import CheckpointWriter
 
