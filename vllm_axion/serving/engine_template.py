@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the fork server imports once, so that every engine forked from it starts with it in memory.
+
+Importing this module changes the process: it leaves the terminal's process group (Ctrl-C must not end engines that
+still have requests to finish) and freezes the garbage collector's view of what is imported, so that no collection in a
+child touches, and thereby copies, the pages it shares with the others. Only multiprocessing's fork server imports it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+
+from vllm_axion.serving.engine_process import ARCHITECTURES_VARIABLE
+
+
+def _import_everything() -> None:
+    with contextlib.suppress(OSError):  # already leads a group
+        os.setpgrp()
+    from vllm.plugins import load_general_plugins
+
+    load_general_plugins()
+    import vllm.v1.engine.core
+    import vllm_axion.serving.engine_worker  # noqa: F401
+    from vllm.model_executor.models import ModelRegistry
+
+    for architecture in filter(None, os.environ.get(ARCHITECTURES_VARIABLE, "").split(",")):
+        registered = ModelRegistry.models.get(architecture)
+        # An architecture that cannot be imported is reported by the load that needs it, not here.
+        with contextlib.suppress(Exception):
+            if registered is not None:
+                registered.load_model_cls()
+
+
+_import_everything()
+gc.collect()
+gc.freeze()

@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One loaded expert: a vLLM engine in its own process, and vLLM's own OpenAI app in this one.
+
+This file (with `compat.py` and `engine_metrics.py`) is where the server reaches into vLLM beyond its documented hooks.
+Every reach is a function below whose docstring says why, since which version, and when it may go.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import copy
+import gc
+import importlib
+import logging
+import multiprocessing
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from starlette.types import ASGIApp
+
+from vllm_axion.serving.engine_metrics import ExpertSeries
+from vllm_axion.serving.engine_options import engine_options
+from vllm_axion.serving.engine_process import ADDITIONAL_CONFIG_KEY
+from vllm_axion.serving.expert_spec import ExpertSpec
+
+logger = logging.getLogger("vllm_axion.engine")
+
+NO_REMOTE_MEDIA = ["remote-media.invalid"]
+"""vLLM takes an empty list of allowed media hosts for "any host"; a name that can never exist stands for "none"."""
+
+_STOP_MARGIN_S = 5.0
+
+
+class EngineStartError(RuntimeError):
+    """An engine did not start. The message is one line for the client; details are in the server's log."""
+
+
+class EngineCancelledError(EngineStartError):
+    """The start was cancelled on purpose."""
+
+
+class ExpertEngine:
+    """A started engine. Made by `EngineFactory.start`; all methods belong to the server's event loop."""
+
+    def __init__(self, spec: ExpertSpec, llm: Any, app: ASGIApp, process: BaseProcess, series: ExpertSeries) -> None:
+        self.spec = spec
+        self.app = app
+        self.process = process
+        self._llm = llm
+        self._series = series
+        self._watching: asyncio.AbstractEventLoop | None = None
+        self._pid = process.pid or 0
+
+    @property
+    def pid(self) -> int:
+        """Process id of the engine."""
+        return self._pid
+
+    def watch(self, on_death: Callable[[], None]) -> None:
+        """Call ``on_death`` once, on the event loop, when the process ends without having been stopped."""
+        loop = asyncio.get_running_loop()
+
+        def died() -> None:
+            self._unwatch()
+            on_death()
+
+        loop.add_reader(self.process.sentinel, died)
+        self._watching = loop
+
+    def _unwatch(self) -> None:
+        if self._watching is not None:
+            self._watching.remove_reader(self.process.sentinel)
+            self._watching = None
+
+    async def stop(self, grace_s: float) -> None:
+        """End the engine's process (killed after ``grace_s``) and let go of its app. Harmless twice."""
+        self._unwatch()
+        llm, self._llm = self._llm, None
+        if llm is None:
+            return
+        await asyncio.to_thread(_shut_down, llm, self.process, grace_s)
+        self._series.engine_stopped()
+        state = getattr(self.app, "state", None)
+        if state is not None:
+            state._state.clear()
+        del llm
+        # The app and the engine client refer to each other: without a collection they would stay until the next one
+        # that happens to look at old objects, with the tokenizer.
+        await asyncio.to_thread(gc.collect)
+
+
+class EngineFactory:
+    """Starts engines, one at a time: building a vLLM configuration writes to the process environment.
+
+    Args:
+        parser: vLLM's serve parser, which gives ``engine_args`` of the file their types.
+        base_args: its namespace for this server's command line: the defaults of every expert.
+        base_dir: folder of the configuration file, where relative paths in ``engine_args`` start.
+        allowed_media_domains: hosts images may be fetched from.
+        threads: OpenMP threads per engine.
+    """
+
+    def __init__(
+        self,
+        parser: argparse.ArgumentParser,
+        base_args: argparse.Namespace,
+        base_dir: Path,
+        *,
+        allowed_media_domains: Sequence[str] = (),
+        threads: int,
+    ) -> None:
+        self._parser = parser
+        self._base_args = base_args
+        self._base_dir = base_dir
+        self._allowed_media_domains = list(allowed_media_domains)
+        self._threads = threads
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="expert-loader")
+        self._start_lock = threading.Lock()
+        self._children_before: set[int] = set()
+        self._starting: str | None = None
+        self._cancelled = False
+
+    def close(self) -> None:
+        """Let the loader thread end."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def start(
+        self, spec: ExpertSpec, series: ExpertSeries, on_stage: Callable[[str], None]
+    ) -> ExpertEngine:
+        """Start an engine for ``spec``; ``on_stage`` hears the name of each stage, on the event loop.
+
+        Raises:
+            EngineCancelledError: `cancel` was called meanwhile.
+            EngineStartError: vLLM refused the model or its process died.
+        """
+        loop = asyncio.get_running_loop()
+
+        def stage(name: str) -> None:
+            loop.call_soon_threadsafe(on_stage, name)
+
+        with self._start_lock:
+            self._cancelled = False
+            self._starting = spec.expert_id
+            self._children_before = {p.pid or 0 for p in multiprocessing.active_children()}
+        llm: Any = None
+        try:
+            args, llm, process = await loop.run_in_executor(self._thread, self._start_llm, spec, series, stage)
+            tasks = await llm.get_supported_tasks()
+            stage("app")
+            app = await loop.run_in_executor(self._thread, _build_inner_app, args, llm, tasks)
+        except BaseException as error:
+            if llm is not None:
+                await asyncio.to_thread(llm.shutdown, 0)
+            series.engine_stopped()
+            if isinstance(error, Exception):
+                if self._cancelled:
+                    raise EngineCancelledError(f"loading {spec.expert_id} was cancelled") from None
+                logger.debug("start of %s failed", spec.expert_id, exc_info=True)
+                raise EngineStartError(_one_line(error, spec)) from error
+            raise
+        finally:
+            with self._start_lock:
+                self._starting = None
+        return ExpertEngine(spec, llm, app, process, series)
+
+    def starting_pid(self) -> int | None:
+        """Process id of the engine being started, once it exists."""
+        return next((p.pid for p in self._new_children()), None)
+
+    def cancel(self) -> None:
+        """End the start under way, if there is one: it then raises EngineCancelledError."""
+        with self._start_lock:
+            if self._starting is None:
+                return
+            self._cancelled = True
+            for process in self._new_children():
+                process.kill()
+
+    def _new_children(self) -> list[BaseProcess]:
+        if self._starting is None:
+            return []
+        return [p for p in multiprocessing.active_children() if p.pid not in self._children_before]
+
+    def expert_args(self, spec: ExpertSpec) -> argparse.Namespace:
+        """The namespace vLLM's server would have got from the command line, had this expert been alone.
+
+        Raises EngineStartError where ``engine_args`` do not fit the installed vLLM.
+        """
+        config = spec.config
+        args = copy.deepcopy(self._base_args)
+        values, faults = engine_options(config.engine_args, self._parser, self._base_dir)
+        if faults:
+            raise EngineStartError(f"{config.expert_id}: {faults[0]}")
+        for name in ("quantization", "max_model_len", "max_num_seqs"):
+            if (value := getattr(config, name)) is not None:
+                values[name] = value
+        for name in ("dtype", "kv_cache_dtype"):
+            if name in config.model_fields_set:
+                values[name] = getattr(config, name)
+        # Without inductor a load takes a second instead of a minute; `"enforce_eager": false` asks for it.
+        values.setdefault("enforce_eager", True)
+        additional = dict(values.get("additional_config") or getattr(args, "additional_config", None) or {})
+        additional[ADDITIONAL_CONFIG_KEY] = {
+            "executor": "uni",
+            "threads": self._threads,
+            "title": f"vllm-axion: {config.expert_id}",
+        }
+        values |= {
+            "model": spec.model,
+            "model_tag": spec.model,
+            "served_model_name": [config.expert_id],
+            "kv_cache_memory_bytes": spec.kv_bytes,
+            "allowed_media_domains": self._allowed_media_domains or NO_REMOTE_MEDIA,
+            "allowed_local_media_path": "",
+            "additional_config": additional,
+            "worker_cls": "vllm_axion.serving.engine_worker.ExpertWorker",
+            # What the outer server does for all experts at once.
+            "api_key": None,
+            "middleware": [],
+            "allowed_origins": [],
+            "root_path": None,
+            "disable_fastapi_docs": True,
+            "enable_request_id_headers": False,
+        }
+        vars(args).update(values)
+        return args
+
+    def _start_llm(
+        self, spec: ExpertSpec, series: ExpertSeries, stage: Callable[[str], None]
+    ) -> tuple[argparse.Namespace, Any, BaseProcess]:
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.usage.usage_lib import UsageContext
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        stage("config")
+        use_fork_server()
+        args = self.expert_args(spec)
+        import_architecture(() if spec.facts is None else (spec.facts.architecture,))
+        engine_args = AsyncEngineArgs.from_cli_args(args)
+        vllm_config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+        if self._cancelled:
+            raise EngineCancelledError(spec.expert_id)
+        stage("weights")
+        llm = AsyncLLM.from_vllm_config(
+            vllm_config=vllm_config,
+            usage_context=UsageContext.OPENAI_API_SERVER,
+            enable_log_requests=engine_args.enable_log_requests,
+            stat_loggers=series.stat_loggers(),
+            disable_log_stats=True,
+        )
+        return args, llm, engine_process(llm)
+
+
+def use_fork_server() -> None:
+    """Have vLLM fork engines from our fork server.
+
+    Why: vLLM's CPU platform sets VLLM_WORKER_MULTIPROC_METHOD to "spawn" in every configuration, and its check of that
+    variable refuses "forkserver"; each load would import vLLM anew (12 s instead of 1 s). The table of variables is
+    read at every use, so its entry can answer for us.
+    Since: vLLM 0.32. May go when the CPU platform leaves the variable alone and it accepts "forkserver".
+    """
+    envs = importlib.import_module("vllm.envs")
+    envs.environment_variables["VLLM_WORKER_MULTIPROC_METHOD"] = lambda: "forkserver"
+
+
+def import_architecture(architectures: Sequence[str]) -> list[str]:
+    """Import the model classes in this process; returns the names of those vLLM does not know or cannot import.
+
+    Why: to know what an architecture can do, vLLM imports its class in a subprocess that first imports all of vLLM
+    (10 to 35 s, cached on disk per vLLM build), so that the caller never initialises CUDA. There is none here: a class
+    that is registered as itself is simply looked at.
+    Since: vLLM 0.32 (`ModelRegistry.models` and `load_model_cls` are not documented, `register_model` is). May go when
+    inspection can be told to happen in the calling process.
+    """
+    registry = importlib.import_module("vllm.model_executor.models").ModelRegistry
+    lazy = importlib.import_module("vllm.model_executor.models.registry")._LazyRegisteredModel
+    unknown = []
+    for architecture in architectures:
+        registered = registry.models.get(architecture)
+        if registered is None:
+            unknown.append(architecture)
+        elif isinstance(registered, lazy):
+            try:
+                registry.register_model(architecture, registered.load_model_cls())
+            except Exception as error:
+                logger.debug("import of %s failed", architecture, exc_info=error)
+                unknown.append(architecture)
+    return unknown
+
+
+def engine_process(llm: Any) -> BaseProcess:
+    """The one process of an engine.
+
+    Why: to notice its death at once, to read its memory and to be sure that it is gone; vLLM offers only `errored`.
+    Since: vLLM 0.32. May go when AsyncLLM tells its process.
+    """
+    processes: list[BaseProcess] = llm.engine_core.resources.engine_manager.processes
+    if len(processes) != 1:
+        raise EngineStartError(f"an expert has one engine process, vLLM started {len(processes)}")
+    return processes[0]
+
+
+class _DeathNotice:
+    """Stands where vLLM's error handler expects uvicorn's server, to set ``should_exit`` when the engine is dead.
+
+    Why: `serve_http` would put the server there; the end of one engine must not end this one. The manager hears of
+    the death from the process itself. Since: vLLM 0.32. May go when the handler copes without a server.
+    """
+
+    should_exit = False
+
+
+def _build_inner_app(args: argparse.Namespace, llm: Any, tasks: Any) -> ASGIApp:
+    """vLLM's own FastAPI app for one engine. Runs in the loader thread: it takes longer than an event loop may block.
+
+    Why not `run_server`: it installs signal handlers and a watchdog that belong to a server with one engine.
+    Since: vLLM 0.32 (module names; 0.33 moved them). May go when vLLM offers an app for a given engine.
+    """
+    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+    from vllm.entrypoints.launchers.app import build_app
+
+    app = build_app(args, tasks, llm.model_config)
+    asyncio.run(init_app_state(llm, app.state, args, tasks))
+    app.state.server = _DeathNotice()
+    return app  # type: ignore[no-any-return]
+
+
+def _shut_down(llm: Any, process: BaseProcess, grace_s: float) -> None:
+    llm.shutdown(timeout=grace_s)
+    process.join(_STOP_MARGIN_S)
+    if process.is_alive():
+        process.kill()
+        process.join(_STOP_MARGIN_S)
+
+
+def _one_line(error: BaseException, spec: ExpertSpec) -> str:
+    """The useful line of an error from vLLM, without any path of the machine."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    useful = [line for line in lines if line and "validation error" not in line and "://" not in line]
+    text = (useful[0] if useful else type(error).__name__).removeprefix("Value error, ").split(" [type=")[0]
+    if "Engine core initialization failed" in text:
+        text = "its engine process ended while it was starting"
+    text = text.replace(spec.model, spec.expert_id).replace(str(Path(spec.model).parent), "")
+    return f"{spec.expert_id} could not be loaded: {text[:300]}"

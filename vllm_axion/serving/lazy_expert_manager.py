@@ -1,0 +1,626 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loads experts when they are asked for, and unloads them when they are not.
+
+One loop is the only writer of who is in memory. It asks the pure functions of `residency.py` what to do, starts loads
+and unloads as tasks, and applies what comes of them. Requests meet it in two places: `acquire` takes a loaded expert at
+once or joins the queue for it, `release` gives it back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from vllm_axion.serving.checkpoint import CheckpointError
+from vllm_axion.serving.config import MultiModelConfig
+from vllm_axion.serving.engine_metrics import ExpertSeries
+from vllm_axion.serving.errors import (
+    CannotLoadNowError,
+    ModelNotFoundError,
+    NeverFitsError,
+    QueueFullError,
+    ServingError,
+    ShuttingDownError,
+)
+from vllm_axion.serving.expert_engine import EngineCancelledError, EngineFactory, EngineStartError, ExpertEngine
+from vllm_axion.serving.expert_slot import ExpertSlot, Lease
+from vllm_axion.serving.expert_spec import ExpertSpec, inspect_expert
+from vllm_axion.serving.machine_memory import MachineMemory, process_memory, read_machine_memory
+from vllm_axion.serving.memory_budget import format_bytes
+from vllm_axion.serving.metrics import ServerMetrics, UnloadReason
+from vllm_axion.serving.residency import (
+    RESIDENT,
+    Action,
+    CancelLoad,
+    Load,
+    Rules,
+    State,
+    Unload,
+    World,
+    can_ever_fit,
+    decide,
+)
+
+logger = logging.getLogger("vllm_axion.experts")
+
+_SAMPLE_EVERY_S = 5.0
+_PROGRESS_EVERY_S = 0.5
+_STOP_GRACE_S = 5.0
+_EVENTS_KEPT = 256
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    slot: ExpertSlot
+    engine: ExpertEngine
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _NotLoaded:
+    slot: ExpertSlot
+    error: str
+    outcome: Literal["failed", "cancelled", "refused"]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Gone:
+    slot: ExpertSlot
+    reason: UnloadReason
+
+
+@dataclass(frozen=True, slots=True)
+class _Died:
+    slot: ExpertSlot
+    engine: ExpertEngine
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    slot: ExpertSlot
+    wish: Literal["load", "unload"]
+
+
+_Event = _Loaded | _NotLoaded | _Gone | _Died | _Asked
+
+
+class LazyExpertManager:
+    """The experts of one server. Every method belongs to the event loop `start` was called on."""
+
+    def __init__(
+        self,
+        config: MultiModelConfig,
+        factory: EngineFactory,
+        series: Mapping[str, ExpertSeries],
+        metrics: ServerMetrics,
+        *,
+        read_memory: Callable[[], MachineMemory] = read_machine_memory,
+    ) -> None:
+        self._config = config
+        self._factory = factory
+        self._metrics = metrics
+        self._read_memory = read_memory
+        lazy = config.lazy_loading
+        by_priority = sorted(config.experts, key=lambda e: e.priority)
+        warm = {e.expert_id for e in by_priority[: lazy.warmup_pool_size]}
+        self.slots: dict[str, ExpertSlot] = {
+            e.expert_id: ExpertSlot(e, series[e.expert_id], e.expert_id in warm) for e in config.experts
+        }
+        self._machine = read_memory()
+        self._other_bytes = 0
+        self._rules = Rules(
+            allowed_bytes=int(self._machine.limit_bytes * lazy.memory_threshold),
+            max_loaded=lazy.max_loaded_experts,
+            min_residency_s=lazy.min_residency_s,
+            auto_unload_after_s=lazy.auto_unload_after_s,
+            lazy=lazy.enabled,
+        )
+        self._events: deque[_Event] = deque()
+        self._wake = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop_task: asyncio.Task[None] | None = None
+        self._closing = False
+        self._subscribers: set[asyncio.Queue[dict[str, Any] | None]] = set()
+
+    # Life of the manager
+
+    async def start(self) -> None:
+        """Read every checkpoint's metadata, then begin to decide; the warm pool starts loading."""
+        for slot in self.slots.values():
+            try:
+                slot.spec = await asyncio.to_thread(inspect_expert, slot.config, self._config.base_dir)
+            except CheckpointError as error:
+                slot.error = str(error)
+                slot.held_down = True  # not a candidate for the warm pool; a request tries again and gets the reason
+                logger.warning("%s cannot be loaded: %s", slot.expert_id, error)
+        await self._sample_memory()
+        self._loop_task = asyncio.create_task(self._run(), name="expert-manager")
+        self._spawn(self._keep_sampling())
+
+    async def stop(self, grace_s: float = _STOP_GRACE_S) -> None:
+        """Refuse whoever waits, end every engine, and return when no process is left."""
+        self._closing = True
+        for slot in self.slots.values():
+            self._refuse(slot, ShuttingDownError("the server is shutting down", retry_after_s=10))
+        self._factory.cancel()
+        self._wake.set()
+        if self._loop_task is not None:
+            await self._loop_task
+        for task in list(self._tasks):
+            if task.get_name() in ("load", "unload"):
+                await asyncio.wait({task}, timeout=grace_s + _STOP_GRACE_S)
+            task.cancel()
+        self._apply_events()
+        await asyncio.gather(
+            *(self._end(slot, "shutdown", grace_s) for slot in self.slots.values() if slot.engine is not None)
+        )
+        self._apply_events()
+        for queue in self._subscribers:
+            _offer(queue, None)
+        self._factory.close()
+
+    @property
+    def closing(self) -> bool:
+        """Whether `stop` has been called."""
+        return self._closing
+
+    def begin_drain(self) -> None:
+        """Refuse new waits and end event streams; what is in flight goes on."""
+        self._closing = True
+        for slot in self.slots.values():
+            self._refuse(slot, ShuttingDownError("the server is shutting down", retry_after_s=10))
+        for queue in self._subscribers:
+            _offer(queue, None)
+        self._wake.set()
+
+    # Requests
+
+    def slot(self, expert_id: str) -> ExpertSlot:
+        """The expert's record. Raises ModelNotFoundError."""
+        try:
+            return self.slots[expert_id]
+        except KeyError:
+            known = ", ".join(self.slots)
+            raise ModelNotFoundError(
+                f"the model {expert_id[:200]!r} does not exist; this server has: auto, {known}", param="model"
+            ) from None
+
+    def loaded_ids(self) -> list[str]:
+        """Experts that would answer at once."""
+        return [slot.expert_id for slot in self.slots.values() if slot.state is State.LOADED]
+
+    async def acquire(self, expert_id: str) -> Lease:
+        """A lease on the expert, loading it first if need be. Cancelling the call leaves nothing behind.
+
+        Raises:
+            ModelNotFoundError, NeverFitsError, QueueFullError, CannotLoadNowError, ShuttingDownError.
+        """
+        slot = self.slot(expert_id)
+        if slot.state is State.LOADED and slot.engine is not None:
+            return self._grant(slot, slot.engine, 0.0)
+        self._check_admission(slot)
+        now = time.monotonic()
+        future: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
+        slot.waiters[future] = now
+        self._count(slot)
+        self._wake.set()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                self.release(future.result())
+            raise
+        finally:
+            if slot.waiters.pop(future, None) is not None:
+                self._count(slot)
+                self._wake.set()
+
+    def release(self, lease: Lease) -> None:
+        """Give a lease back."""
+        slot = lease.slot
+        slot.in_flight -= 1
+        slot.last_used = time.monotonic()
+        self._count(slot)
+        if slot.in_flight == 0:
+            slot.drained.set()
+            self._wake.set()
+
+    @asynccontextmanager
+    async def lease(self, expert_id: str) -> AsyncIterator[Lease]:
+        """`acquire` and `release` as a context."""
+        held = await self.acquire(expert_id)
+        try:
+            yield held
+        finally:
+            self.release(held)
+
+    def _grant(self, slot: ExpertSlot, engine: ExpertEngine, waited_s: float) -> Lease:
+        slot.in_flight += 1
+        slot.requests += 1
+        slot.last_used = time.monotonic()
+        slot.drained.clear()
+        self._count(slot)
+        return Lease(slot, engine, waited_s)
+
+    def _check_admission(self, slot: ExpertSlot) -> None:
+        if self._closing:
+            raise ShuttingDownError("the server is shutting down", retry_after_s=10)
+        now = time.monotonic()
+        if slot.state is State.FAILED and slot.retry_at > now:
+            raise CannotLoadNowError(
+                f"{slot.error}; the next try is in {slot.retry_at - now:.0f} s", retry_after_s=slot.retry_at - now
+            )
+        self._check_fits(slot)
+        if sum(len(s.waiters) for s in self.slots.values()) >= self._config.limits.max_queue:
+            self._metrics.request_rejected("queue_full")
+            raise QueueFullError(
+                f"{self._config.limits.max_queue} requests are already waiting for a model to load",
+                retry_after_s=slot.load_s_mean or 5,
+            )
+
+    def _check_fits(self, slot: ExpertSlot) -> None:
+        world = self._world()
+        if not can_ever_fit(slot.need_bytes, slot.view(), world):
+            self._metrics.request_rejected("never_fits")
+            raise NeverFitsError(
+                f"{slot.expert_id} needs {format_bytes(slot.need_bytes)} and this server may use"
+                f" {format_bytes(world.rules.allowed_bytes)}, part of it pinned; it can never be loaded here",
+                param="model",
+            )
+
+    def _refuse(self, slot: ExpertSlot, error: ServingError) -> None:
+        for future in list(slot.waiters):
+            if not future.done():
+                future.set_exception(error)
+        slot.waiters.clear()
+        self._count(slot)
+
+    def _count(self, slot: ExpertSlot) -> None:
+        self._metrics.requests_now(slot.expert_id, in_flight=slot.in_flight, waiting=len(slot.waiters))
+
+    # Operators
+
+    def request_load(self, expert_id: str) -> None:
+        """Load the expert as if a request had asked for it. Raises as `acquire` does, at once."""
+        slot = self.slot(expert_id)
+        if slot.state not in (State.LOADED, State.LOADING):
+            self._check_admission(slot)
+            self._tell(_Asked(slot, "load"))
+
+    def request_unload(self, expert_id: str) -> None:
+        """Drain and unload the expert, or cancel its load; it stays unloaded until somebody asks for it."""
+        self._tell(_Asked(self.slot(expert_id), "unload"))
+
+    @asynccontextmanager
+    async def subscribe(self) -> AsyncIterator[asyncio.Queue[dict[str, Any] | None]]:
+        """A queue of residency events, beginning with the state of every expert; ``None`` ends it."""
+        queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(_EVENTS_KEPT)
+        for slot in self.slots.values():
+            _offer(queue, _status_event("model_status", slot))
+        if self._closing:
+            _offer(queue, None)
+        self._subscribers.add(queue)
+        try:
+            yield queue
+        finally:
+            self._subscribers.discard(queue)
+
+    # The loop
+
+    def _tell(self, event: _Event) -> None:
+        self._events.append(event)
+        self._wake.set()
+
+    def _world(self) -> World:
+        return World(
+            now=time.monotonic(),
+            experts=[slot.view() for slot in self.slots.values()],
+            rules=self._rules,
+            other_bytes=self._other_bytes,
+        )
+
+    async def _run(self) -> None:
+        while not self._closing:
+            try:
+                self._wake.clear()
+                self._apply_events()
+                self._expire_waits()
+                plan = decide(self._world())
+                for action in plan.actions:  # a change of state wakes the loop again
+                    self._carry_out(action)
+                wake_at = min((t for t in (plan.wake_at, self._next_expiry()) if t is not None), default=None)
+            except Exception:
+                logger.exception("the expert manager met an error and goes on")
+                wake_at = time.monotonic() + 1.0
+            timeout = None if wake_at is None else max(0.01, wake_at - time.monotonic())
+            try:
+                await asyncio.wait_for(self._wake.wait(), timeout)
+            except TimeoutError:
+                continue
+
+    def _carry_out(self, action: Action) -> None:
+        slot = self.slots[action.expert_id]
+        if isinstance(action, Load):
+            slot.load_started = time.monotonic()
+            slot.stage, slot.progress = "queued", None
+            self._set_state(slot, State.LOADING)
+            self._spawn(self._load(slot), "load")
+        elif isinstance(action, Unload):
+            self._begin_unload(slot, "idle" if action.reason == "idle" else "evicted")
+        elif isinstance(action, CancelLoad):
+            logger.info("%s: nobody waits for it any more, its load is cancelled", slot.expert_id)
+            self._factory.cancel()
+
+    def _begin_unload(self, slot: ExpertSlot, reason: UnloadReason) -> None:
+        logger.info("%s: unloading (%s)", slot.expert_id, reason)
+        self._set_state(slot, State.DRAINING)
+        self._spawn(self._unload(slot, reason), "unload")
+
+    def _apply_events(self) -> None:
+        while self._events:
+            event = self._events.popleft()
+            if isinstance(event, _Loaded):
+                self._apply_loaded(event)
+            elif isinstance(event, _NotLoaded):
+                self._apply_not_loaded(event)
+            elif isinstance(event, _Gone):
+                self._apply_gone(event)
+            elif isinstance(event, _Died):
+                self._apply_died(event)
+            else:
+                self._apply_asked(event)
+
+    def _apply_loaded(self, event: _Loaded) -> None:
+        slot, now = event.slot, time.monotonic()
+        slot.engine = event.engine
+        event.engine.watch(lambda: self._tell(_Died(slot, event.engine)))
+        slot.loads += 1
+        slot.load_s_last = event.seconds
+        slot.load_s_sum += event.seconds
+        slot.loaded_at = slot.last_used = now
+        slot.asked = slot.held_down = False
+        slot.error = slot.stage = slot.progress = None
+        slot.failures = 0 if slot.failures == 0 or now - slot.retry_at > 60 else slot.failures
+        self._metrics.load_finished(slot.expert_id, "loaded", event.seconds)
+        self._set_state(slot, State.LOADED)
+        logger.info("%s: loaded in %.2f s", slot.expert_id, event.seconds)
+        for future, since in slot.waiters.items():
+            if not future.done():
+                future.set_result(self._grant(slot, event.engine, now - since))
+        slot.waiters.clear()
+        self._count(slot)
+
+    def _apply_not_loaded(self, event: _NotLoaded) -> None:
+        slot, now = event.slot, time.monotonic()
+        slot.asked = False
+        slot.stage = slot.progress = None
+        self._metrics.load_finished(slot.expert_id, event.outcome, event.seconds)
+        if event.outcome == "cancelled":
+            # Whoever came after the cancellation still waits, and gets a fresh load.
+            self._set_state(slot, State.UNLOADED)
+            return
+        slot.note_failure(event.error, now, was_running=False)
+        self._set_state(slot, State.FAILED)
+        logger.error("%s", event.error)
+        self._refuse(slot, CannotLoadNowError(event.error, param="model", retry_after_s=slot.retry_at - now))
+
+    def _apply_gone(self, event: _Gone) -> None:
+        slot = event.slot
+        slot.engine = None
+        slot.measured_bytes = 0
+        slot.unloads += 1
+        self._metrics.unloaded(slot.expert_id, event.reason)
+        if slot.state is not State.FAILED:
+            self._set_state(slot, State.UNLOADED)
+
+    def _apply_died(self, event: _Died) -> None:
+        slot = event.slot
+        if slot.engine is not event.engine:
+            return
+        error = f"the engine of {slot.expert_id} ended unexpectedly"
+        logger.error("%s (exit code %s)", error, event.engine.process.exitcode)
+        slot.note_failure(error, time.monotonic(), was_running=True)
+        if slot.state is State.LOADED:
+            self._set_state(slot, State.FAILED)
+            self._spawn(self._end(slot, "failed", 0.0), "unload")
+
+    def _apply_asked(self, event: _Asked) -> None:
+        slot = event.slot
+        if event.wish == "load":
+            slot.asked, slot.held_down = True, False
+        else:
+            slot.asked, slot.held_down = False, True
+            if slot.state is State.LOADING:
+                self._factory.cancel()
+            elif slot.state is State.LOADED:
+                self._begin_unload(slot, "requested")
+
+    def _expire_waits(self) -> None:
+        limit = self._config.limits.queue_timeout_s
+        now = time.monotonic()
+        for slot in self.slots.values():
+            if slot.state is State.LOADING:
+                continue  # the load has its own limit
+            for future, since in list(slot.waiters.items()):
+                if now - since >= limit and not future.done():
+                    self._metrics.request_rejected("timeout")
+                    message = f"{slot.expert_id} waited {limit:.0f} s for memory that busy models hold"
+                    future.set_exception(CannotLoadNowError(message, param="model", retry_after_s=10))
+                    del slot.waiters[future]
+                    self._count(slot)
+
+    def _next_expiry(self) -> float | None:
+        waits = [t for s in self.slots.values() if s.state is not State.LOADING for t in s.waiters.values()]
+        return min(waits) + self._config.limits.queue_timeout_s if waits else None
+
+    def _set_state(self, slot: ExpertSlot, state: State) -> None:
+        slot.state = state
+        self._metrics.state_changed(slot.expert_id, "unloading" if state is State.DRAINING else state.value)
+        self._publish(slot)
+        self._wake.set()
+
+    def _publish(self, slot: ExpertSlot) -> None:
+        event = _status_event("status_change", slot)
+        for queue in self._subscribers:
+            _offer(queue, event)
+
+    # Tasks of the loop
+
+    def _spawn(self, work: Any, name: str = "background") -> None:
+        task: asyncio.Task[None] = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _load(self, slot: ExpertSlot) -> None:
+        began = time.monotonic()
+        limit = self._config.limits.load_timeout_s
+        progress = asyncio.create_task(self._report_progress(slot))
+        event: _Event
+        try:
+            spec = await asyncio.to_thread(inspect_expert, slot.config, self._config.base_dir)
+            slot.spec = spec
+            starting = asyncio.create_task(
+                self._factory.start(spec, slot.series, lambda stage: self._enter_stage(slot, stage))
+            )
+            done, _ = await asyncio.wait({starting}, timeout=limit)
+            if not done:
+                self._factory.cancel()
+                await asyncio.wait({starting})
+            engine = starting.result()
+            event = _Loaded(slot, engine, time.monotonic() - began)
+        except EngineCancelledError:
+            took = time.monotonic() - began
+            if took >= limit:
+                stalled = f"{slot.expert_id} did not load within {limit:.0f} s"
+                event = _NotLoaded(slot, stalled, "failed", took)
+            else:
+                event = _NotLoaded(slot, "", "cancelled", took)
+        except (CheckpointError, EngineStartError) as error:
+            event = _NotLoaded(slot, _as_sentence(slot, error), "failed", time.monotonic() - began)
+        except Exception:
+            logger.exception("loading %s failed", slot.expert_id)
+            event = _NotLoaded(
+                slot, f"{slot.expert_id} could not be loaded", "failed", time.monotonic() - began
+            )
+        finally:
+            progress.cancel()
+        self._tell(event)
+        await self._sample_memory()
+
+    def _enter_stage(self, slot: ExpertSlot, stage: str) -> None:
+        slot.stage = stage
+        self._publish(slot)
+
+    async def _report_progress(self, slot: ExpertSlot) -> None:
+        while True:
+            await asyncio.sleep(_PROGRESS_EVERY_S)
+            pid = self._factory.starting_pid()
+            spec: ExpertSpec | None = slot.spec
+            if pid is None or spec is None or spec.need is None:
+                continue
+            try:
+                held = (await asyncio.to_thread(process_memory, pid)).anonymous
+            except ProcessLookupError:
+                continue
+            expected = spec.need.weights + spec.need.second_copies + spec.need.kv
+            slot.progress = round(min(0.99, held / max(1, expected)), 3)
+            self._publish(slot)
+
+    async def _unload(self, slot: ExpertSlot, reason: UnloadReason) -> None:
+        # Who is evicted is never cut off; an operator's unload waits only so long.
+        limit = self._config.lazy_loading.drain_timeout_s if reason == "requested" else None
+        if slot.in_flight:
+            slot.drained.clear()
+            try:
+                await asyncio.wait_for(slot.drained.wait(), limit)
+            except TimeoutError:
+                logger.warning("%s: %d requests cut off after %.0f s", slot.expert_id, slot.in_flight, limit or 0)
+        await self._end(slot, reason, _STOP_GRACE_S)
+
+    async def _end(self, slot: ExpertSlot, reason: UnloadReason, grace_s: float) -> None:
+        if slot.engine is not None:
+            await slot.engine.stop(grace_s)
+        self._tell(_Gone(slot, reason))
+
+    async def _keep_sampling(self) -> None:
+        while True:
+            await asyncio.sleep(_SAMPLE_EVERY_S)
+            await self._sample_memory()
+
+    async def _sample_memory(self) -> None:
+        """Measure the machine and the engines; in a thread, since the kernel takes its time with large processes."""
+        pids = {s.expert_id: s.engine.pid for s in self.slots.values() if s.engine is not None}
+        starting = self._factory.starting_pid()
+
+        def sample() -> tuple[MachineMemory, dict[str, int], int]:
+            held = {expert_id: _private_bytes(pid) for expert_id, pid in pids.items()}
+            return self._read_memory(), held, 0 if starting is None else _private_bytes(starting)
+
+        machine, held, half_loaded = await asyncio.to_thread(sample)
+        for expert_id, size in held.items():
+            slot = self.slots[expert_id]
+            if slot.engine is not None:
+                slot.measured_bytes = size
+                need = None if slot.spec is None else slot.spec.need
+                self._metrics.expert_memory(
+                    expert_id,
+                    weights=0 if need is None else need.weights + need.second_copies,
+                    kv=0 if slot.spec is None else slot.spec.kv_bytes,
+                    process=size,
+                )
+        self._machine = machine
+        self._other_bytes = max(0, machine.used_bytes - sum(held.values()) - half_loaded)
+        reserved = sum(s.view().held_bytes for s in self.slots.values() if s.state in RESIDENT)
+        self._metrics.memory_measured(
+            limit=machine.limit_bytes, allowed=self._rules.allowed_bytes, reserved=reserved
+        )
+        self._wake.set()
+
+    def memory(self) -> dict[str, Any]:
+        """The memory part of ``/stats``, in bytes."""
+        reserved = sum(s.view().held_bytes for s in self.slots.values() if s.state in RESIDENT)
+        return {
+            "limit_bytes": self._machine.limit_bytes,
+            "limit_source": self._machine.source,
+            "allowed_bytes": self._rules.allowed_bytes,
+            "reserved_bytes": reserved,
+            "others_bytes": self._other_bytes,
+        }
+
+    def views(self) -> Sequence[ExpertSlot]:
+        """Every expert's record, in the order of the configuration."""
+        return list(self.slots.values())
+
+
+def _private_bytes(pid: int) -> int:
+    """Memory that would come back if the process ended."""
+    try:
+        memory = process_memory(pid)
+    except ProcessLookupError:
+        return 0
+    return memory.pss if memory.pss is not None else max(0, memory.rss - memory.shared)
+
+
+def _as_sentence(slot: ExpertSlot, error: Exception) -> str:
+    text = str(error)
+    return text if text.startswith(slot.expert_id) else f"{slot.expert_id} could not be loaded: {text}"
+
+
+def _status_event(kind: str, slot: ExpertSlot) -> dict[str, Any]:
+    status = slot.public_status()
+    value = status.pop("value")
+    return {"model": slot.expert_id, "event": kind, "data": {"status": value, **status}}
+
+
+def _offer(queue: asyncio.Queue[dict[str, Any] | None], event: dict[str, Any] | None) -> None:
+    # A subscriber that reads too slowly loses the oldest events, never the newest state.
+    if queue.full():
+        queue.get_nowait()
+    queue.put_nowait(event)
