@@ -123,7 +123,8 @@ class MultiModelConfig(Section):
     def _fields_agree(self) -> MultiModelConfig:
         faults = cross_faults(self.model_dump())
         if faults:
-            raise PydanticCustomError(CROSS_FIELD, "{faults}", {"faults": "; ".join(map(str, faults))})
+            lines = "; ".join(map(str, faults))
+            raise PydanticCustomError(CROSS_FIELD, "{lines}", {"lines": lines, "faults": faults})
         return self
 
     @classmethod
@@ -144,8 +145,7 @@ class MultiModelConfig(Section):
         if data is None and faults:
             raise ConfigError(os.fspath(path), faults)
         config, more = examine(data, base)
-        # Broken text is seen by both; keep one of each, in order.
-        if every := list(dict.fromkeys([*faults, *more])):
+        if every := _unique([*faults, *more]):
             raise ConfigError(os.fspath(path), every)
         assert config is not None
         return config
@@ -176,7 +176,7 @@ def examine(data: object, base_dir: Path) -> tuple[MultiModelConfig | None, list
     try:
         config = MultiModelConfig.model_validate(data)
     except ValidationError as error:
-        return None, plain_faults(error, MultiModelConfig, SECRET_FIELDS) + cross_faults(data)
+        return None, _unique([*plain_faults(error, MultiModelConfig, SECRET_FIELDS), *cross_faults(data)])
     config._base_dir = base_dir
     faults = cross_faults(data)  # again on what the file says, before options were moved to their own fields
     for index, key in enumerate(config.server.api_keys):
@@ -185,6 +185,11 @@ def examine(data: object, base_dir: Path) -> tuple[MultiModelConfig | None, list
         except ValueError as error:
             faults.append(Fault(f"server.api_keys[{index}]", str(error)))
     return config, faults
+
+
+def _unique(faults: list[Fault]) -> list[Fault]:
+    """One of each, in order: broken text and fields that disagree are seen from two sides."""
+    return list(dict.fromkeys(faults))
 
 
 def cross_faults(data: Mapping[str, Any]) -> list[Fault]:

@@ -59,8 +59,10 @@ def render(report: Report) -> str:
         for found, word in ((report.faults, "fault"), (report.warnings, "warning"), (report.notices, "note"))
         if found
     ]
-    verdict = "cannot be used" if report.faults else f"good, {report.experts} experts"
-    return "\n".join([*lines, f"{source}: {verdict}{': ' if counts else ''}{', '.join(counts)}"])
+    if not report.faults:
+        counts.insert(0, f"{report.experts} expert{'' if report.experts == 1 else 's'}")
+    verdict = "cannot be used" if report.faults else "good"
+    return "\n".join([*lines, f"{source}: {verdict}: {', '.join(counts)}"])
 
 
 def check(path: str | os.PathLike[str]) -> Report:
@@ -71,7 +73,7 @@ def check(path: str | os.PathLike[str]) -> Report:
         return Report(source, tuple(faults))
     config, more = examine(data, base)
     engine_faults, notices = check_engine_args(data, base)
-    faults = list(dict.fromkeys([*faults, *more, *engine_faults]))
+    faults = list(dict.fromkeys([*faults, *more, *engine_faults]))  # some are seen from two sides
     if config is None:
         return Report(source, tuple(faults), notices=tuple(notices))
     return Report(

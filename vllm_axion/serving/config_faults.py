@@ -22,7 +22,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 MAX_FILE_BYTES = 4 * 1024 * 1024  # a router's worth of examples is some 100 KB; more is a wrong file
-CROSS_FIELD = "cross_field"  # error type of the checks that span fields, reported through their own faults
+CROSS_FIELD = "cross_field"  # error type of the checks that span fields; they bring their faults along
 
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_$][A-Za-z0-9_$-]*")
 _EXPECTED = {
@@ -259,9 +259,10 @@ def plain_faults(error: ValidationError, model: type[BaseModel], secret: frozens
 
     `model` is the root model. Values below a field named in `secret` are never shown.
     """
-    faults = []
+    faults: list[Fault] = []
     for item in error.errors(include_url=False):
         if item["type"] == CROSS_FIELD:
+            faults.extend(item["ctx"]["faults"])
             continue
         loc = item["loc"]
         if len(loc) > 1 and loc[-1] == "[key]":  # pydantic's way to say that a name in an object is the fault
