@@ -37,15 +37,9 @@ def metadata(wheel: zipfile.ZipFile) -> Message:
 
 
 def package_files(repository: Path) -> set[str]:
-    """Every file of the package that is source, as git would see it."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "vllm_axion"],
-        cwd=repository,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.splitlines()
-    return {name for name in listed if (repository / name).is_file()}
+    """Every file of the package but what was built there."""
+    found = [path for path in (repository / "vllm_axion").rglob("*") if path.suffix in SOURCE_SUFFIXES]
+    return {str(path.relative_to(repository)) for path in found}
 
 
 def test_wheel_holds_every_file_of_the_package(wheel: zipfile.ZipFile, repository: Path) -> None:

@@ -16,7 +16,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_ROOT_USER_ACTION=ignor
 cd "$root"
 
 fail() {
-  printf '\nsetup: %s\n' "$@" >&2
+  printf '\nsetup: %s\n' "$1" >&2
+  shift
+  ((!$#)) || printf '  %s\n' "$@" >&2
   exit 1
 }
 
@@ -46,7 +48,7 @@ fi
 
 # --- progress ------------------------------------------------------------------------------------------------------
 child=
-trap '[[ -z $child ]] || kill "$child" 2>/dev/null || true' EXIT
+trap '[[ -z $child ]] || kill -- "-$child" 2>/dev/null || true' EXIT
 trap 'exit 130' INT TERM
 
 # step NUMBER TITLE COMMAND...: runs the command with its output in the log, showing the time it takes.
@@ -56,8 +58,11 @@ step() {
   [[ -t 1 ]] || echo "$title"
   mkdir -p "$venv"
   printf '\n### %s\n' "$title" >>"$log"
-  "$@" >>"$log" 2>&1 9<&- &
+  # A process group of its own (set -m), so that Ctrl-C ends all of it and not just the shell around it.
+  set -m
+  "$@" </dev/null >>"$log" 2>&1 9<&- &
   child=$!
+  set +m
   while [[ -t 1 ]] && kill -0 "$child" 2>/dev/null; do
     printf '\r%s %d s' "$title" $((SECONDS - started))
     sleep 0.5
@@ -128,7 +133,7 @@ prepare_machine() {
   command -v apt-get >/dev/null ||
     fail "this machine lacks what Debian calls ${missing[*]}; install their counterparts here and run the same command again"
   local remedy="apt-get update && apt-get install -y --no-install-recommends ${missing[*]}"
-  ((EUID == 0)) || fail "missing: ${missing[*]}. Run this, then the same command again:" "  sudo sh -c '$remedy'"
+  ((EUID == 0)) || fail "missing: ${missing[*]}. Run this, then the same command again:" "sudo sh -c '$remedy'"
   step 1 "system packages: ${missing[*]}" install_packages "${missing[@]}"
   python=$(find_python)
   [[ -n $python ]] || fail "no Python from 3.11 to 3.14, and the distribution's python3 is $(python3 -V 2>&1 || true); install one and run with PYTHON=/path/to/python3.x"

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,13 @@ def program(path: Path, text: str) -> Path:
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(0o755)
     return path
+
+
+def is_running(pid: str) -> bool:
+    try:
+        return "State:\tZ" not in Path("/proc", pid, "status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_python_that_is_no_command_is_named(clone: Path) -> None:
@@ -93,6 +102,25 @@ def test_interrupted_set_up_goes_on_where_it_stopped(clone: Path) -> None:
     again = run(clone, PYTHON="")
     assert again.returncode == 0
     assert again.stdout.startswith("[3/5]")
+
+
+def test_interrupt_leaves_no_installer_behind(clone: Path) -> None:
+    program(clone / ".venv/bin/python", f'echo $$ >"{clone}/pid"; exec sleep 60')
+    script = subprocess.Popen(
+        [clone / "tools/setup.sh"],
+        env={**os.environ, "PYTHON": ""},
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 30
+    while not (clone / "pid").exists() or not (clone / "pid").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(script.pid, signal.SIGINT)
+    assert script.wait(timeout=30) == 130
+    while is_running((clone / "pid").read_text().strip()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_torch_index_is_asked_for_the_cpu_build(clone: Path) -> None:
