@@ -25,146 +25,152 @@ _STARTS = tuple(start for start, _ in _BLOCKS)
 # Frequent function words. Words two languages share stand in both lists, so that they favour neither.
 _FUNCTION_WORDS = {
     "Spanish": (
-        "el la los las un una unos unas de del al a en y e o u que qué se su sus no sí si es son está están "
-        "ser por para con sin como cómo más pero mi mis me te lo le les este esta esto estos estas ese esa "
-        "eso hay cuál cual quién cuándo dónde cuánto yo tú él ella usted nos muy ya hoy mañana puedo puedes "
-        "tengo hola gracias favor dime hazme dame sobre entre cuando donde porque también tiene ha he fue "
-        "era hasta desde todo"
+        "el la los las un una unos unas de del al a en y e o u que qué se su sus no sí si es son "
+        "está están ser por para con sin como cómo más pero mi mis me te lo le les este esta esto "
+        "estos estas ese esa eso hay cuál cual quién cuándo dónde cuánto yo tú él ella usted nos "
+        "muy ya hoy mañana puedo puedes tengo hola gracias favor dime hazme dame sobre entre cuando "
+        "donde porque también tiene ha he fue era hasta desde todo da dos os come va sea algo dice "
+        "hace"
     ),
     "English": (
-        "the a an of to in and or is are was were be been it its this that these those i you he she we they "
-        "me my your his her our their what who how why when where which do does did can could should would "
-        "will not no yes for with without from on at by as if but so have has had there here please about "
-        "into than then just make write give tell all any some more most up out i'm don't hello hi thanks"
+        "the a an of to in and or is are was were be been it its this that these those i you he she "
+        "we they me my your his her our their what who how why when where which do does did can "
+        "could should would will not no yes for with without from on at by as if but so have has "
+        "had there here please about into than then just make write give tell all any some more "
+        "most up out i'm don't hello hi thanks am come let let's it's what's man"
     ),
     "French": (
-        "le la les un une des du de et ou à au aux en dans que qui quoi ne pas est sont était être ce cette "
-        "ces cet il elle nous vous ils elles je tu mon ma mes ton ta ses sur pour avec sans par plus mais "
-        "comment pourquoi quand où quel quelle quels quelles bonjour merci très ai as avez avons suis peux "
-        "peut faire fait moi toi se sa son leur si oui non d l j c n qu s m t"
+        "le la les un une des du de et ou à au aux en dans que qui quoi ne pas est sont était être "
+        "ce cette ces cet il elle nous vous ils elles je tu mon ma mes ton ta ses sur pour avec "
+        "sans par plus mais comment pourquoi quand où quel quelle quels quelles bonjour merci très "
+        "ai as avez avons suis peux peut faire fait moi toi se sa son leur si oui non qu"
     ),
     "German": (
-        "der die das den dem des ein eine einen einem einer und oder nicht ist sind war wie was wer wo wann "
-        "warum wieso ich du er sie es wir ihr mich mir dich dir mein meine dein deine sein seine für mit "
-        "ohne von zu zum zur im in auf an aus bei nach über unter auch noch nur schon sehr kann kannst "
-        "können hat habe haben wird werden bitte danke hallo guten welche welcher welches gibt man dass "
-        "wenn aber als heute so"
+        "der die das den dem des ein eine einen einem einer und oder nicht ist sind war wie was wer "
+        "wo wann warum wieso ich du er sie es wir ihr mich mir dich dir mein meine dein deine sein "
+        "seine für mit ohne von zu zum zur im in auf an aus bei nach über unter auch noch nur schon "
+        "sehr kann kannst können hat habe haben wird werden bitte danke hallo guten welche welcher "
+        "welches gibt man dass wenn aber als heute so"
     ),
     "Italian": (
-        "il lo la i gli le un uno una di del della dei delle degli da dal dalla in nel nella con su sul per "
-        "tra e o che chi cosa come perché quando dove quale quanto non è sono sei era essere ho hai ha "
-        "abbiamo mi ti si ci vi questo questa questi quello io tu lui lei noi voi loro mio mia tuo più "
-        "molto anche ma se ciao grazie puoi posso fare c dell all l al alla sia"
+        "il lo la i gli le un uno una di del della dei delle degli da dal dalla in nel nella con su "
+        "sul per tra e o che chi cosa come perché quando dove quale quanto non è sono sei era "
+        "essere ho hai ha abbiamo mi ti si ci vi questo questa questi quello io tu lui lei noi voi "
+        "loro mio mia tuo più molto anche ma se ciao grazie puoi posso fare dell all al alla sia"
     ),
     "Portuguese": (
-        "o a os as um uma uns umas de do da dos das em no na nos nas e ou que quem se seu sua não sim é são "
-        "está estão ser por para pra com sem como mais mas meu minha me te lhe este esta isto esse essa "
-        "isso há qual quando onde quanto eu você vocês ele ela nós muito já hoje amanhã posso pode tenho "
-        "olá obrigado obrigada ao à pelo pela também tem foi até fazer faz porque"
+        "o a os as um uma uns umas de do da dos das em no na nos nas e ou que quem se seu sua não "
+        "sim é são está estão ser por para pra com sem como mais mas meu minha me te lhe este esta "
+        "isto esse essa isso há qual quando onde quanto eu você vocês ele ela nós muito já hoje "
+        "amanhã posso pode tenho olá obrigado obrigada ao à pelo pela também tem foi até fazer faz "
+        "porque"
     ),
     "Catalan": (
-        "el la els les un una uns unes de del dels al als a en i o que què qui se no sí és són està amb "
-        "sense per com més però meu meva em et li aquest aquesta això aquell hi ha quin quina quan on quant "
-        "jo tu ell ella nosaltres molt ja avui demà puc pots tinc hola gràcies sóc fer fa d l m t s n "
-        "perquè també"
+        "el la els les un una uns unes de del dels al als a en i o que què qui se no sí és són està "
+        "amb sense per com més però meu meva em et li aquest aquesta això aquell hi ha quin quina "
+        "quan on quant jo tu ell ella nosaltres molt ja avui demà puc pots tinc hola gràcies sóc "
+        "fer fa perquè també"
     ),
     "Galician": (
-        "o a os as un unha uns unhas de do da dos das en no na nos nas e ou que quen se seu súa non si é "
-        "son está por para con sen como máis pero meu miña me che lle este esta isto hai cal cando onde "
-        "canto eu ti el ela moi xa hoxe mañá podo podes teño ola grazas ao á polo pola tamén ten foi ata "
-        "facer"
+        "o a os as un unha uns unhas de do da dos das en no na nos nas e ou que quen se seu súa non "
+        "si é son está por para con sen como máis pero meu miña me che lle este esta isto hai cal "
+        "cando onde canto eu ti el ela moi xa hoxe mañá podo podes teño ola grazas ao polo pola "
+        "tamén ten foi ata facer"
     ),
     "Basque": (
-        "eta edo ez bai da dira zen nire zure hau hori bat zer nor non noiz nola zergatik zein kaixo "
-        "eskerrik asko mesedez dut duzu du dugu naiz zara gara dago daude egin behar oso gaur bihar nahi "
-        "daiteke dezakezu dezaket ere"
+        "eta edo ez bai da dira zen nire zure hau hori bat zer nor non noiz nola zergatik zein "
+        "kaixo eskerrik asko mesedez dut duzu du dugu naiz zara gara dago daude egin behar oso gaur "
+        "bihar nahi daiteke dezakezu dezaket ere"
     ),
     "Dutch": (
-        "de het een en of niet is zijn was hoe wat wie waar wanneer waarom ik jij je hij zij ze wij we "
-        "jullie mij me mijn jouw voor met zonder van naar in op aan uit bij over onder ook nog maar al zeer "
-        "heel kan kun kunnen heb hebt heeft wordt worden alsjeblieft bedankt hallo goede welke er dat dit "
-        "deze die als te om vandaag"
+        "de het een en of niet is zijn was hoe wat wie waar wanneer waarom ik jij je hij zij ze wij "
+        "we jullie mij me mijn jouw voor met zonder van naar in op aan uit bij over onder ook nog "
+        "maar al zeer heel kan kun kunnen heb hebt heeft wordt worden alsjeblieft bedankt hallo "
+        "goede welke er dat dit deze die als te om vandaag"
     ),
     "Swedish": (
-        "och eller inte är var hur vad vem när varför jag du han hon den det vi ni de mig dig min din sin "
-        "för med utan av till från i på om en ett som kan har hade ska skulle tack hej snälla vilken vilket "
-        "vilka att men också mycket idag här där så mår god"
+        "och eller inte är var hur vad vem när varför jag du han hon den det vi ni de mig dig min "
+        "din sin för med utan av till från i på om en ett som kan har hade ska skulle tack hej "
+        "snälla vilken vilket vilka att men också mycket idag här där så mår god"
     ),
     "Danish": (
-        "og eller ikke er var hvordan hvad hvem hvor hvornår hvorfor jeg du han hun den det vi i de mig dig "
-        "min din sin for med uden af til fra på om en et som kan har havde skal skulle tak hej hvilken "
-        "hvilket at men også meget dag her der så god"
+        "og eller ikke er var hvordan hvad hvem hvor hvornår hvorfor jeg du han hun den det vi i de "
+        "mig dig min din sin for med uden af til fra på om en et som kan har havde skal skulle tak "
+        "hej hvilken hvilket at men også meget dag her der så god"
     ),
     "Norwegian": (
-        "og eller ikke er var hvordan hva hvem hvor når hvorfor jeg du han hun den det vi dere de meg deg "
-        "min din sin for med uten av til fra på om en et ei som kan har hadde skal skulle takk hei hvilken "
-        "hvilket å men også mye dag her der så god"
+        "og eller ikke er var hvordan hva hvem hvor når hvorfor jeg du han hun den det vi dere de "
+        "meg deg min din sin for med uten av til fra på om en et ei som kan har hadde skal skulle "
+        "takk hei hvilken hvilket å men også mye dag her der så god"
     ),
     "Finnish": (
-        "ja tai ei on ovat oli miten mitä mikä kuka missä milloin miksi minä sinä hän me te he minun sinun "
-        "minulle kanssa ilman että kun jos mutta myös hyvin voi voit voitko olen olet kiitos hei moi tänään "
-        "tämä se ne kuinka paljon"
+        "ja tai ei on ovat oli miten mitä mikä kuka missä milloin miksi minä sinä hän me te he "
+        "minun sinun minulle kanssa ilman että kun jos mutta myös hyvin voi voit voitko olen olet "
+        "kiitos hei moi tänään tämä se ne kuinka paljon"
     ),
     "Polish": (
-        "i lub nie jest są był była jak co kto gdzie kiedy dlaczego ja ty on ona my wy oni mnie mi ci mój "
-        "moja twój dla z ze bez od do na w we o po przy że ale też bardzo może możesz mogę mam masz proszę "
-        "dziękuję cześć dzień dobry jaki jaka jakie który która to ten ta się czy dzisiaj"
+        "i lub nie jest są był była jak co kto gdzie kiedy dlaczego ja ty on ona my wy oni mnie mi "
+        "ci mój moja twój dla ze bez od do na we o po przy że ale też bardzo może możesz mogę mam "
+        "masz proszę dziękuję cześć dzień dobry jaki jaka jakie który która to ten ta się czy "
+        "dzisiaj"
     ),
     "Czech": (
-        "a nebo ne je jsou byl byla jak co kdo kde kdy proč já ty on ona my vy oni mě mi ti můj moje tvůj "
-        "pro s se bez od do na v ve o po při že ale také velmi může můžeš mohu mám máš prosím děkuji ahoj "
-        "dobrý den jaký jaká který která to ten ta si dnes jsem jste"
+        "a nebo ne je jsou byl byla jak co kdo kde kdy proč já ty on ona my vy oni mě mi ti můj "
+        "moje tvůj pro se bez od do na ve o po při že ale také velmi může můžeš mohu mám máš prosím "
+        "děkuji ahoj dobrý den jaký jaká který která to ten ta si dnes jsem jste"
     ),
     "Slovak": (
-        "a alebo nie je sú bol bola ako čo kto kde kedy prečo ja ty on ona my vy oni ma mi ti môj moje tvoj "
-        "pre s so sa bez od do na v vo o po pri že ale tiež veľmi môže môžeš mám máš prosím ďakujem ahoj "
-        "dobrý deň aký aká ktorý to ten"
+        "a alebo nie je sú bol bola ako čo kto kde kedy prečo ja ty on ona my vy oni ma mi ti môj "
+        "moje tvoj pre so sa bez od do na vo o po pri že ale tiež veľmi môže môžeš mám máš prosím "
+        "ďakujem ahoj dobrý deň aký aká ktorý to ten"
     ),
     "Croatian": (
-        "i ili ne je su bio bila kako što tko gdje kada zašto ja ti on ona mi vi oni mene moj moja tvoj za "
-        "s sa bez od do na u o po pri da ali također vrlo može možeš mogu imam imaš molim hvala bok dobar "
-        "dan koji koja to taj li se danas"
+        "i ili ne je su bio bila kako što tko gdje kada zašto ja ti on ona mi vi oni mene moj moja "
+        "tvoj za sa bez od do na u o po pri da ali također vrlo može možeš mogu imam imaš molim "
+        "hvala bok dobar dan koji koja to taj li se danas"
     ),
     "Romanian": (
-        "și sau nu este sunt era cum ce cine unde când de eu tu el ea noi voi ei ele mie îmi îți meu mea "
-        "tău pentru cu fără din la în pe un o unui unei că dar foarte poate poți pot am ai are mulțumesc "
-        "bună salut care acest această să mai e azi lui cel cea"
+        "și sau nu este sunt era cum ce cine unde când de eu tu el ea noi voi ei ele mie îmi îți "
+        "meu mea tău pentru cu fără din la în pe un o unui unei că dar foarte poate poți pot am ai "
+        "are mulțumesc bună salut care acest această să mai e azi lui cel cea"
     ),
     "Hungarian": (
-        "a az és vagy nem van vannak volt hogyan hogy mi mit ki hol mikor miért én te ő ti ők engem nekem "
-        "egy ez is de csak nagyon tud tudsz kérem köszönöm szia jó napot milyen melyik meg ha mert ma kell "
-        "lehet"
+        "a az és vagy nem van vannak volt hogyan hogy mi mit ki hol mikor miért én te ti ők engem "
+        "nekem egy ez is de csak nagyon tud tudsz kérem köszönöm szia jó napot milyen melyik meg ha "
+        "mert ma kell lehet"
     ),
     "Turkish": (
-        "ve veya değil bir bu şu o ne nasıl kim nerede zaman neden niçin ben sen biz siz onlar bana sana "
-        "benim senin için ile gibi kadar de da ki ama çok daha var yok mi mı mu mü misin mısın lütfen "
-        "teşekkürler merhaba hangi bugün yarın iyi nedir"
+        "ve veya değil bir bu şu o ne nasıl kim nerede zaman neden niçin ben sen biz siz onlar bana "
+        "sana benim senin için ile gibi kadar de da ki ama çok daha var yok mi mı mu mü misin mısın "
+        "lütfen teşekkürler merhaba hangi bugün yarın iyi nedir"
     ),
     "Indonesian": (
-        "dan atau tidak adalah itu ini yang di ke dari untuk dengan tanpa apa siapa mana kapan mengapa "
-        "kenapa bagaimana saya aku kamu anda dia kami kita mereka bisa dapat ada akan sudah belum juga "
-        "sangat tolong terima kasih halo selamat hari pada seperti lebih berapa"
+        "dan atau tidak adalah itu ini yang di ke dari untuk dengan tanpa apa siapa mana kapan "
+        "mengapa kenapa bagaimana saya aku kamu anda dia kami kita mereka bisa dapat ada akan sudah "
+        "belum juga sangat tolong terima kasih halo selamat hari pada seperti lebih berapa"
     ),
     "Vietnamese": (
-        "và hoặc không là của có cho với những các một này đó gì ai đâu nào khi tại sao thế tôi bạn anh chị "
-        "em nó chúng ta được đã đang sẽ rất cũng cảm ơn xin chào làm như hôm nay ở trong người về hãy giúp"
+        "và hoặc không là của có cho với những các một này đó gì ai đâu nào khi tại sao thế tôi bạn "
+        "anh chị em nó chúng ta được đã đang sẽ rất cũng cảm ơn xin chào làm như hôm nay trong "
+        "người về hãy giúp"
     ),
     "Swahili": (
-        "na au si ni wa ya za la kwa katika kama nini nani wapi lini gani jinsi mimi wewe yeye sisi ninyi "
-        "wao yangu yako hii hiyo huyo hapa sana pia asante habari jambo tafadhali leo kesho nina una ana je"
+        "na au si ni wa ya za la kwa katika kama nini nani wapi lini gani jinsi mimi wewe yeye sisi "
+        "ninyi wao yangu yako hii hiyo huyo hapa sana pia asante habari jambo tafadhali leo kesho "
+        "nina una ana je"
     ),
     "Filipino": (
-        "ang ng mga sa si ay at o hindi ito iyon ano sino saan kailan bakit paano ako ikaw siya kami tayo "
-        "kayo sila ko mo niya aking iyong para may mayroon wala rin din po salamat kumusta maganda ba na "
-        "ngayon"
+        "ang ng mga sa si ay at o hindi ito iyon ano sino saan kailan bakit paano ako ikaw siya "
+        "kami tayo kayo sila ko mo niya aking iyong para may mayroon wala rin din po salamat "
+        "kumusta maganda ba na ngayon"
     ),
     "Esperanto": (
-        "la kaj aŭ ne estas estis mi vi li ŝi ĝi ni ili mia via kio kiu kie kiam kial kiel ĉu en al de por "
-        "kun sen pri tre ankaŭ sed saluton dankon bonvolu tio tiu hodiaŭ povas"
+        "la kaj aŭ ne estas estis mi vi li ŝi ĝi ni ili mia via kio kiu kie kiam kial kiel ĉu en al "
+        "de por kun sen pri tre ankaŭ sed saluton dankon bonvolu tio tiu hodiaŭ povas"
     ),
     "Latin": (
-        "et aut non est sunt erat quid quis ubi quando cur quomodo ego tu nos vos ille haec hoc in ad ab "
-        "cum sine pro per sed etiam salve gratias qui quae quod esse"
+        "et aut non est sunt erat quid quis ubi quando cur quomodo ego tu nos vos ille haec hoc in "
+        "ad ab cum sine pro per sed etiam salve gratias qui quae quod esse"
     ),
 }
 _HOME = ("Spanish", "English")

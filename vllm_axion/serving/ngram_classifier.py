@@ -3,7 +3,7 @@
 
 A message and an example are compared by the cosine of their idf-weighted features. The examples' votes are
 weighted by kernel ridge regression on the examples' own similarities, f = k(x)·(K + λW⁻¹)⁻¹·Y, solved in
-closed form at construction, whatever examples the user adds. The softmax temperature is fitted on its exact
+closed form at construction, whatever examples the user adds. The softmax temperature was fitted on its exact
 leave-one-out values, y_i - α_i / (K + λW⁻¹)⁻¹_ii: on answers given without the example itself.
 """
 
@@ -21,14 +21,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vllm_axion.serving.language_signal import LanguageSignal, foreign_language
+from vllm_axion.serving.router_lexicon import CONCEPTS, concept_strengths, strip_accents
 
 BUCKETS = 1 << 15
-FOREIGN, CODE_SHAPE = BUCKETS, BUCKETS + 1  # two features that are measured, not hashed
-COLUMNS = BUCKETS + 2
+# Behind the hashed features stand measured ones: a foreign language, the look of code, and named concepts.
+MEASURED_WEIGHTS = (0.3, 0.6, *(0.3 for _ in CONCEPTS))
+MEASURED = len(MEASURED_WEIGHTS)
+COLUMNS = BUCKETS + MEASURED
 SAMPLE_CHARS = 2048  # of a long text, this much of the head and of the tail is read
-WORD_WEIGHT, PAIR_WEIGHT, GRAM_WEIGHT = 2.0, 1.0, 0.6
-FOREIGN_WEIGHT, CODE_WEIGHT = 0.7, 0.5
-RIDGE = 0.3
+WORD_WEIGHT, PAIR_WEIGHT, GRAM_WEIGHT = 2.0, 1.5, 0.4
+RIDGE = 0.2
+TEMPERATURE = 0.1  # as `best_temperature` finds it for the shipped examples
 LONGEST_WORD = 40
 
 _TOKEN = re.compile(r"\w+|[^\w\s]+")
@@ -48,21 +51,12 @@ def sample(text: str) -> str:
 
 def tokens(text: str) -> list[str]:
     """Case-folded words (accents kept, digits as one 0) and runs of symbols, in order."""
-    folded = unicodedata.normalize("NFKC", sample(text)).casefold()
-    folded = unicodedata.normalize("NFC", folded)
+    folded = unicodedata.normalize("NFC", text.casefold())
     return [_DIGITS.sub("0", token)[:LONGEST_WORD] for token in _TOKEN.findall(folded)]
 
 
 def _bucket(feature: str) -> int:
     return zlib.crc32(feature.encode("utf-8", "replace")) & (BUCKETS - 1)
-
-
-def strip_accents(word: str) -> str:
-    """`mañana` -> `manana`: many people type without them."""
-    if word.isascii():
-        return word
-    decomposed = unicodedata.normalize("NFD", word)
-    return "".join(char for char in decomposed if not unicodedata.combining(char))
 
 
 @lru_cache(maxsize=1 << 14)
@@ -98,7 +92,8 @@ class Features:
 
 def extract(text: str) -> Features:
     """Raw (not yet idf-weighted) features. Text without any letter has no columns."""
-    found = tokens(text)
+    read = unicodedata.normalize("NFKC", sample(text))
+    found = tokens(read)
     words = [word for word in found if any(char.isalnum() for char in word)]
     if not any(char.isalpha() for word in words for char in word):
         return Features((), np.empty(0, np.int64), np.empty(0), LanguageSignal())
@@ -117,13 +112,14 @@ def extract(text: str) -> Features:
     summed = np.bincount(np.asarray(columns, np.int64), weights=raw, minlength=BUCKETS)
     present = np.flatnonzero(summed)
     language = foreign_language(words)
-    visible = [char for char in sample(text) if not char.isspace()]
+    visible = [char for char in read if not char.isspace()]
     code = min(1.0, 5.0 * sum(char in _CODE_CHARS for char in visible) / max(20, len(visible)))
+    concepts = concept_strengths(found)
     return Features(
         tuple(words),
-        np.concatenate((present, (FOREIGN, CODE_SHAPE))),
+        np.concatenate((present, np.arange(BUCKETS, COLUMNS))),
         # Square root: a word said nine times counts three times, not nine.
-        np.concatenate((np.sqrt(summed[present]), (language.strength, code))),
+        np.concatenate((np.sqrt(summed[present]), (language.strength, code, *concepts))),
         language,
     )
 
@@ -137,6 +133,8 @@ class Judgement:
     weights: Floats
     words: tuple[str, ...]
     language: LanguageSignal
+    code_shape: float  # 0..1, how much it looks like pasted code
+    concepts: frozenset[str]  # those of `CONCEPTS` it names
 
 
 class NgramClassifier:
@@ -163,51 +161,54 @@ class NgramClassifier:
         self._rows: Ids = row_of[order]
         self._values: Floats = value_of[order]
         self._starts: Ids = np.concatenate(([0], np.cumsum(seen)))
-        votes, held_out = self._fit(row_of, column_of, value_of, seen)
+        votes = np.linalg.solve(self._system(), self._truth()).astype(np.float64)
         weights = np.zeros((COLUMNS, len(self.domains)))
         for domain in range(len(self.domains)):
             weights[:, domain] = np.bincount(column_of, value_of * votes[row_of, domain], minlength=COLUMNS)
         self._weights: Floats = weights
-        self.held_out_scores: Floats = held_out
-        self.temperature: float = self._fit_temperature()
 
     def _weigh(self, features: Features) -> Floats:
-        """Unit length over the hashed columns; the two measured ones are added with fixed weight."""
+        """Unit length over the hashed columns; the measured ones are added with fixed weight."""
         values = features.weights * self._idf[features.columns]
-        values[:-2] /= np.linalg.norm(values[:-2]) or 1.0
-        values[-2:] = features.weights[-2:] * (FOREIGN_WEIGHT, CODE_WEIGHT)
+        values[:-MEASURED] /= np.linalg.norm(values[:-MEASURED]) or 1.0
+        values[-MEASURED:] = features.weights[-MEASURED:] * MEASURED_WEIGHTS
         return values
 
-    def _fit(self, row_of: Ids, column_of: Ids, value_of: Floats, seen: Ids) -> tuple[Floats, Floats]:
-        """Votes of each example [rows, domains] and the leave-one-out scores [rows, domains]."""
-        rows, domains = len(self.texts), len(self.domains)
-        # A column that one example has alone adds to the diagonal only: most are such, and leave the matrix.
-        shared = np.flatnonzero(seen >= 2)
-        place = np.full(COLUMNS, -1)
-        place[shared] = np.arange(shared.size)
-        keep = place[column_of] >= 0
-        dense = np.zeros((rows, shared.size), np.float32)
-        dense[row_of[keep], place[column_of[keep]]] = value_of[keep]
-        kernel = (dense @ dense.T).astype(np.float64)
-        np.fill_diagonal(kernel, np.bincount(row_of, value_of**2, minlength=rows))
-        # Few examples must not mean few votes: domains weigh the same in total (bounded, for tiny ones).
-        count = np.bincount(self.labels, minlength=domains)
-        balance = np.clip(rows / domains / count, 0.25, 8.0)[self.labels]
-        inverse = np.linalg.inv(kernel + RIDGE * np.diag(1.0 / balance))
-        truth = np.eye(domains)[self.labels] - 1.0 / domains
-        votes = inverse @ truth
-        held_out = truth - votes / np.diag(inverse)[:, None]
-        return votes, held_out
+    def _truth(self) -> NDArray[np.float32]:
+        """Targets [rows, domains]: 1 for the label, then centred, so that scores of a text sum to 0."""
+        domains = len(self.domains)
+        return (np.eye(domains)[self.labels] - 1.0 / domains).astype(np.float32)
 
-    def _fit_temperature(self) -> float:
-        """The temperature with the least log loss on leave-one-out scores."""
-        candidates = np.geomspace(0.02, 1.0, 40)
+    def _system(self) -> NDArray[np.float32]:
+        """K + λW⁻¹ [rows, rows]: the examples' similarities, and the ridge."""
+        rows = len(self.texts)
+        column_of = np.repeat(np.arange(COLUMNS), np.diff(self._starts))
+        order = np.argsort(self._rows, kind="stable")
+        columns, values = column_of[order], self._values[order]
+        ends = np.searchsorted(self._rows[order], np.arange(rows + 1))
+        system = np.empty((rows, rows), np.float32)
+        for row, (start, end) in enumerate(pairwise(ends.tolist())):
+            system[row] = self._similarities(columns[start:end], values[start:end])
+        # Few examples must not mean few votes: domains weigh the same in total, within bounds.
+        balance = np.clip(rows / len(self.domains) / np.bincount(self.labels), 0.25, 8.0)[self.labels]
+        system[np.diag_indices(rows)] += RIDGE / balance
+        return system
 
-        def loss(temperature: float) -> float:
-            chance = softmax(self.held_out_scores / temperature)[np.arange(self.labels.size), self.labels]
-            return float(-np.log(np.maximum(chance, 1e-12)).mean())
+    def leave_one_out(self) -> Floats:
+        """Scores [rows, domains] that each example would get without itself. Seconds of work: for development."""
+        inverse = np.linalg.inv(self._system()).astype(np.float64)
+        truth = self._truth().astype(np.float64)
+        return np.asarray(truth - (inverse @ truth) / np.diag(inverse)[:, None])
 
-        return float(min(candidates, key=loss))
+    def _similarities(self, columns: Ids, values: Floats) -> Floats:
+        """Inner products with every example [rows], through the postings of the given columns only."""
+        starts = self._starts[columns]
+        lengths = self._starts[columns + 1] - starts
+        before = np.cumsum(lengths) - lengths
+        postings = np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
+        products = self._values[postings] * np.repeat(values, lengths)
+        summed = np.bincount(self._rows[postings], products, minlength=len(self.texts))
+        return summed.astype(np.float64, copy=False)
 
     def judge(self, text: str) -> Judgement | None:
         """Scores of a text; None when it has no letter to judge by."""
@@ -215,33 +216,22 @@ class NgramClassifier:
         if not features.columns.size:
             return None
         values = self._weigh(features)
-        return Judgement(
-            values @ self._weights[features.columns],
-            features.columns,
-            values,
-            features.words,
-            features.language,
-        )
+        # Not a BLAS call: its threads would wait for cores that engines hold.
+        scores = (values[:, None] * self._weights[features.columns]).sum(axis=0)
+        _, code_shape, *strengths = features.weights[-MEASURED:].tolist()
+        named = frozenset(name for name, strength in zip(CONCEPTS, strengths, strict=True) if strength)
+        language = features.language
+        return Judgement(scores, features.columns, values, features.words, language, code_shape, named)
 
     def probabilities(self, scores: Floats) -> Floats:
         """Calibrated probabilities (sum 1) of scores as `judge` gives them."""
-        return softmax(scores / self.temperature)
+        return softmax(scores / TEMPERATURE)
 
     def nearest(self, judgement: Judgement, domain: str) -> str | None:
         """The example of `domain` most similar to the judged text; None when none shares a feature."""
-        starts = self._starts[judgement.columns]
-        lengths = self._starts[judgement.columns + 1] - starts
-        total = int(lengths.sum())
-        if not total or domain not in self.domains:
+        if domain not in self.domains:
             return None
-        offsets = np.repeat(starts - np.concatenate(([0], np.cumsum(lengths)[:-1])), lengths) + np.arange(
-            total
-        )
-        similarity = np.bincount(
-            self._rows[offsets],
-            self._values[offsets] * np.repeat(judgement.weights, lengths),
-            minlength=len(self.texts),
-        )
+        similarity = self._similarities(judgement.columns, judgement.weights)
         similarity[self.labels != self.domains.index(domain)] = -1.0
         best = int(similarity.argmax())
         return self.texts[best] if similarity[best] > 0.0 else None
@@ -250,7 +240,7 @@ class NgramClassifier:
         """The words of the text that speak most for `domain`, strongest first."""
         if domain not in self.domains:
             return ()
-        column = self._weights[:, self.domains.index(domain)] - self._weights.mean(axis=1)
+        column = self._weights[:, self.domains.index(domain)]
         spoken: dict[str, float] = {}
         for word in judgement.words[:200]:
             if word not in spoken:
@@ -266,3 +256,13 @@ def softmax(values: Floats) -> Floats:
     """Along the last axis."""
     shifted = np.exp(values - values.max(axis=-1, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
+
+
+def best_temperature(scores: Floats, labels: Ids) -> float:
+    """The softmax temperature with the least log loss of `labels` under `scores` [rows, domains]."""
+
+    def loss(temperature: float) -> float:
+        chance = softmax(scores / temperature)[np.arange(labels.size), labels]
+        return float(-np.log(np.maximum(chance, 1e-12)).mean())
+
+    return float(min(np.geomspace(0.02, 1.0, 60), key=loss))

@@ -36,21 +36,33 @@ EARLIER_TURN_WEIGHT = 0.25  # of the turn before, in a message that is no follow
 SHORT_MESSAGE_WORDS = 6
 FOLLOW_UP_WORDS, FOLLOW_UP_CHARS = 9, 120
 CLEAR_CHANGE = 0.75  # a follow-up leaves the talk's domain only for another one at least this likely
+CODE_SHAPE = 0.3  # at least this much the look of code, in a message that names nothing of programming
 FOREIGN_CHANCE = 0.9  # of multilingual, at full strength of the language signal and no code in sight
 
-# A cue opens a short message that makes no sense without the one before.
-_CUES = (
-    "y, e, o, pero, vale, ok, okay, ahora, entonces, luego, también, tambien, otra, otro, mejor, más, "
-    "mas, menos, sigue, continúa, continua, repite, repítelo, repitelo, resúmelo, resumelo, hazlo, hazla, "
-    "ponlo, ponla, dilo, dímelo, dimelo, cámbialo, cambialo, acórtalo, acortalo, alárgalo, alargalo, "
-    "explícalo, explicalo, pásalo, pasalo, mejóralo, mejoralo, amplíalo, amplialo, lo mismo, igual, por "
-    "qué, por que, en serio, and, or, but, now, then, also, again, another, same, shorter, longer, "
-    "simpler, more, less, continue, go on, keep going, make it, make that, do it, do that, do the same, "
-    "say it, say that, put it, try again, redo, rewrite it, rephrase, shorten it, expand, elaborate, "
-    "explain it, explain that, in other words, what about, how about, why, really, et, und, e se, ora, "
-    "agora, maintenant, jetzt"
+# A cue opens a short message that makes no sense without the one before. After a joint, something new may come.
+_JOINTS = (
+    "y, e, o, pero, vale, ok, okay, ahora, entonces, luego, también, tambien, otra, otro, más, mas, "
+    "menos, por qué, por que, and, or, but, now, then, also, another, more, less, what about, how "
+    "about, why, really, et, und, e se, ora, agora, maintenant, jetzt"
 )
-_FOLLOW_UP = re.compile(rf"[\s¿¡]*(?:{_CUES.replace(', ', '|')})\b", re.IGNORECASE)
+# After these nothing new can come: they speak of the answer just given.
+_BACK_REFERENCES = (
+    "mejor, otra vez, más corto, mas corto, más largo, mas largo, más breve, mas breve, más simple, "
+    "mas simple, más sencillo, mas sencillo, sigue, continúa, continua, repite, repítelo, repitelo, "
+    "resúmelo, resumelo, hazlo, hazla, ponlo, ponla, dilo, dímelo, dimelo, cámbialo, cambialo, "
+    "acórtalo, acortalo, alárgalo, alargalo, explícalo, explicalo, pásalo, pasalo, mejóralo, "
+    "mejoralo, amplíalo, amplialo, lo mismo, igual, again, same, shorter, longer, simpler, continue, "
+    "go on, keep going, make it, make that, do it, do that, do the same, say it, say that, put it, "
+    "try again, redo, rewrite it, rephrase, shorten it, expand, elaborate, explain it, explain that, "
+    "in other words"
+)
+
+
+def _opens_with(cues: str) -> re.Pattern[str]:
+    return re.compile(rf"[\s¿¡]*(?:{cues.replace(', ', '|')})\b", re.IGNORECASE)
+
+
+_JOINT, _BACK_REFERENCE = _opens_with(_JOINTS), _opens_with(_BACK_REFERENCES)
 # "¿y en inglés?", "now in Rust": it names only another dress for the same answer, and never changes the talk.
 _SAME_IN = re.compile(
     r"[\s¿¡]*(?:(?:y|e|and|but|pero|now|ahora|entonces|then|"
@@ -189,22 +201,30 @@ class SemanticRouter:
                 # An emoji after a question is a follow-up; alone it says nothing.
                 talk = replace(talk, how="follow-up: stays with the talk") if talk and position else talk
                 continue
-            alone = _Opinion(self._chances(judged, turn), judged, _content_reason(judged))
+            alone = _Opinion(self._chances(judged), judged, _content_reason(judged))
             talk = alone if talk is None else self._continued(talk, alone, turn)
         return talk
 
     def _continued(self, talk: _Opinion, alone: _Opinion, turn: str) -> _Opinion:
         size = len(alone.judgement.words)
-        if size <= FOLLOW_UP_WORDS and len(turn) <= FOLLOW_UP_CHARS and _FOLLOW_UP.match(turn):
-            changed = int(alone.chances.argmax()) != int(talk.chances.argmax())
-            if _SAME_IN.match(turn) or not (changed and alone.chances.max() >= CLEAR_CHANGE):
-                return replace(talk, how="follow-up: stays with the talk")
+        if size <= FOLLOW_UP_WORDS and len(turn) <= FOLLOW_UP_CHARS and self._follows(talk, alone, turn):
+            return replace(talk, how="follow-up: stays with the talk")
         if size <= SHORT_MESSAGE_WORDS:
             mixed = (1.0 - EARLIER_TURN_WEIGHT) * alone.chances + EARLIER_TURN_WEIGHT * talk.chances
             return replace(alone, chances=mixed)
         return alone
 
-    def _chances(self, judged: Judgement, turn: str) -> Floats:
+    def _follows(self, talk: _Opinion, alone: _Opinion, turn: str) -> bool:
+        if _SAME_IN.match(turn):
+            return True
+        best = int(alone.chances.argmax())
+        clear_change = best != int(talk.chances.argmax()) and alone.chances[best] >= CLEAR_CHANGE
+        if _BACK_REFERENCE.match(turn):
+            # "Make it a Python script": only a named trade takes the talk elsewhere.
+            return not (clear_change and alone.judgement.concepts & {"coding", "translation"})
+        return _JOINT.match(turn) is not None and not clear_change
+
+    def _chances(self, judged: Judgement) -> Floats:
         """The classifier's probabilities; a foreign language claims what is not coding or a picture."""
         chances = self._classifier.probabilities(judged.scores)
         strength = judged.language.strength
@@ -213,7 +233,8 @@ class SemanticRouter:
             return chances
         here = domains.index(LANGUAGES)
         leader = domains[int(chances.argmax())]
-        if leader in (CODING, IMAGES):
+        looks_like_code = "coding" in judged.concepts or judged.code_shape >= CODE_SHAPE
+        if (leader == CODING and looks_like_code) or (leader == IMAGES and "picture" in judged.concepts):
             return chances
         lifted = max(float(chances[here]), FOREIGN_CHANCE * strength)
         rest = 1.0 - float(chances[here])
