@@ -28,6 +28,7 @@ import pathlib, sys
 from vllm_axion.demo_models import make_demo_models
 make_demo_models(pathlib.Path(sys.argv[1]), progress=print)
 """
+EVERYTHING = sorted([*EXPERT_IDS, "config.demo.json", ".config.demo.json.sha256"])
 TEXTS = [
     "¿Dónde está el pingüino? ¡Mañana vendrá a la canción del niño!",
     "def add(a: int, b: int) -> int:\n\treturn a + b  # sum\n\n\n\nclass Empty:\n    pass\n",
@@ -107,16 +108,16 @@ def test_second_call_makes_nothing_and_force_makes_all(tmp_path: Path) -> None:
     assert paths == [tmp_path / expert_id for expert_id in EXPERT_IDS]
     assert len(lines) == 5 and all(": made (" in line for line in lines)
 
-    def inodes() -> dict[Path, int]:
-        return {file: file.stat().st_ino for file in tmp_path.rglob("*")}
+    def changes() -> dict[Path, int]:
+        return {file: file.stat().st_ctime_ns for file in tmp_path.rglob("*")}
 
-    before = inodes()
+    before = changes()
     lines.clear()
     assert make_demo_models(tmp_path, progress=lines.append) == paths
-    assert inodes() == before
+    assert changes() == before
     assert lines == [f"{expert_id}: already there" for expert_id in EXPERT_IDS]
     make_demo_models(tmp_path, force=True)
-    assert not {before[path] for path in paths} & {inodes()[path] for path in paths}
+    assert all(changed > before[file] for file, changed in changes().items())
 
 
 def test_a_truncated_or_outdated_model_is_made_anew(tmp_path: Path) -> None:
@@ -148,7 +149,7 @@ def test_killed_run_leaves_nothing_half_made_and_the_next_one_cleans_up(tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == [".mistral_balanced.partial", "phi4_fast"]
     assert is_complete(tmp_path / "phi4_fast")
     make_demo_models(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*EXPERT_IDS, "config.demo.json"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == EVERYTHING
 
 
 def test_failed_replacement_keeps_the_old_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +161,7 @@ def test_failed_replacement_keeps_the_old_model(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(demo_models, "_write_stamp", full_disk)
     with pytest.raises(OSError, match="No space left"):
         make_demo_models(tmp_path, force=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*EXPERT_IDS, "config.demo.json"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == EVERYTHING
     assert all(is_complete(tmp_path / expert_id) for expert_id in EXPERT_IDS)
 
 
@@ -213,6 +214,25 @@ def test_config_serves_the_models_beside_it(demo_models: Path) -> None:
     assert {expert.expert_id for expert in config.experts} == set(EXPERT_IDS)
     for expert in config.experts:
         assert is_complete(Path(expert.resolved_model(config.base_dir)))
+
+
+def test_a_new_preset_reaches_the_config_but_the_users_changes_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_demo_models(tmp_path)
+    config = tmp_path / "config.demo.json"
+    shipped = json.loads(config.read_text(encoding="utf-8"))
+    assert "$schema" not in shipped
+    newer = json.dumps({**shipped, "router": {"threshold": 0.4}})
+    monkeypatch.setattr(demo_models, "_demo_config", lambda: newer)
+    make_demo_models(tmp_path)
+    assert config.read_text(encoding="utf-8") == newer
+    edited = newer.replace("0.4", "0.3")
+    config.write_text(edited, encoding="utf-8")
+    make_demo_models(tmp_path)
+    assert config.read_text(encoding="utf-8") == edited
+    make_demo_models(tmp_path, force=True)
+    assert config.read_text(encoding="utf-8") == newer
 
 
 # --- True to their families ---

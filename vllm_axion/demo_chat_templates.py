@@ -6,7 +6,7 @@ string or as a list of parts; Qwen's, Mistral's and Phi's also take `tools` and 
 """
 
 # Turns a message's content into text whatever its form. A macro and not an inline loop: vLLM looks for a loop
-# over `message.content` to decide that a template wants parts, and text-only models are better served strings.
+# over `message.content` to decide that a template wants parts, and text-only models do better with strings.
 _TEXT_OF = """\
 {%- macro text_of(content) -%}
     {%- if content is string -%}

@@ -45,9 +45,9 @@ class DemoExpert:
     """One expert: how to build its config from its tokenizer's ids, and the scales of its random weights.
 
     `norm_one` is the stored value that makes a norm do nothing (Gemma stores its norms less one).
-    `embedding_std` and `final_norm` are chosen together: the first keeps the residual stream from being the last
-    token's embedding, which a tied head would repeat for ever; the second brings the logits to a standard
-    deviation of about 2.3.
+    `embedding_std` and `final_norm` are chosen together: the first keeps the residual stream from being the
+    last token's embedding, which a tied head would repeat for ever; the second brings the logits to a
+    standard deviation of about 2.3.
     """
 
     architecture: str

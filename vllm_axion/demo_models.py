@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ FORMAT_VERSION = 1
 EXPERT_IDS = ("phi4_fast", "mistral_balanced", "qwen_coder", "gemma3_multimodal", "aya_expanse_multilingual")
 CONFIG_NAME = "config.demo.json"
 STAMP_NAME = "demo-model.json"
+CONFIG_STAMP_NAME = ".config.demo.json.sha256"
 
 
 class DemoModelsError(RuntimeError):
@@ -36,7 +38,8 @@ def make_demo_models(
 
     Complete ones are kept unless `force`. Each is written aside and renamed into place, so an interrupted run
     leaves nothing half-made; two runs at once wait for each other. Also writes `config.demo.json`, ready to
-    be served. `progress` is given one line per model. Returns the five directories.
+    be served, unless its user has changed it. `progress` is given one line per model. Returns the five
+    directories.
 
     Raises DemoModelsError if torch or transformers is missing, if `directory` cannot be made, or if something
     of an expert's name is there that this function did not make.
@@ -71,11 +74,7 @@ def make_demo_models(
                     _write_stamp(aside)
                 megabytes = sum(file.stat().st_size for file in path.iterdir()) / 1e6
                 tell(f"{path.name}: made ({architecture}, {megabytes:.1f} MB)")
-        config = directory / CONFIG_NAME
-        if not (resources.files(__package__) / "configs" / CONFIG_NAME).is_file():
-            tell("config.demo.json: the packaged preset is missing")
-        elif missing or not config.exists():
-            _write_text(config, _demo_config())
+        _write_config(directory, force)
     return paths
 
 
@@ -109,9 +108,25 @@ def _demo_config() -> str:
     preset: dict[str, Any] = json.loads(
         (resources.files(__package__) / "configs" / CONFIG_NAME).read_text(encoding="utf-8")
     )
+    preset.pop("$schema", None)  # relative to the package
     for expert in preset["experts"]:
         expert["model_path"] = f"./{expert['expert_id']}"
     return json.dumps(preset, indent=2, ensure_ascii=False) + "\n"
+
+
+def _write_config(directory: Path, force: bool) -> None:
+    """Write the configuration, but leave one alone that its user has changed since it was written."""
+    config, made = directory / CONFIG_NAME, directory / CONFIG_STAMP_NAME
+    text = _demo_config()
+    there = config.read_text(encoding="utf-8") if config.exists() else None
+    written = made.read_text(encoding="utf-8") if made.exists() else None
+    if there is None or force or (there != text and _digest(there) == written):
+        _write_text(config, text)
+        _write_text(made, _digest(text))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _stamp(model: Path) -> dict[str, Any] | None:
