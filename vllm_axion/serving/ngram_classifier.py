@@ -195,7 +195,7 @@ class NgramClassifier:
         return system
 
     def leave_one_out(self) -> Floats:
-        """Scores [rows, domains] that each example would get without itself. Seconds of work: for development."""
+        """Scores [rows, domains] that each example would get without itself. Slow: for development."""
         inverse = np.linalg.inv(self._system()).astype(np.float64)
         truth = self._truth().astype(np.float64)
         return np.asarray(truth - (inverse @ truth) / np.diag(inverse)[:, None])

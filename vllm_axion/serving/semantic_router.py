@@ -39,7 +39,7 @@ CLEAR_CHANGE = 0.75  # a follow-up leaves the talk's domain only for another one
 CODE_SHAPE = 0.3  # at least this much the look of code, in a message that names nothing of programming
 FOREIGN_CHANCE = 0.9  # of multilingual, at full strength of the language signal and no code in sight
 
-# A cue opens a short message that makes no sense without the one before. After a joint, something new may come.
+# A cue opens a short message that makes no sense without the one before. A joint may open something new.
 _JOINTS = (
     "y, e, o, pero, vale, ok, okay, ahora, entonces, luego, también, tambien, otra, otro, más, mas, "
     "menos, por qué, por que, and, or, but, now, then, also, another, more, less, what about, how "
@@ -207,6 +207,7 @@ class SemanticRouter:
 
     def _continued(self, talk: _Opinion, alone: _Opinion, turn: str) -> _Opinion:
         size = len(alone.judgement.words)
+        turn = " ".join(turn.split())
         if size <= FOLLOW_UP_WORDS and len(turn) <= FOLLOW_UP_CHARS and self._follows(talk, alone, turn):
             return replace(talk, how="follow-up: stays with the talk")
         if size <= SHORT_MESSAGE_WORDS:
