@@ -322,16 +322,23 @@ ANY = st.recursive(
     ),
     max_leaves=6,
 )
-KEYS = st.sampled_from(
-    [*LLAMA, "text_config", "layer_types", "sliding_window", "rope_scaling", "rope_parameters", "head_dim"]
-    + [
-        "quantization_config",
-        "tie_word_embeddings",
-        "kv_lora_rank",
-        "sliding_window_pattern",
-        "vision_config",
-    ]
-)
+NESTED = [
+    "text_config",
+    "layer_types",
+    "rope_scaling",
+    "rope_parameters",
+    "quantization_config",
+    "vision_config",
+]
+PLAIN = [
+    "sliding_window",
+    "head_dim",
+    "tie_word_embeddings",
+    "kv_lora_rank",
+    "sliding_window_pattern",
+    "dtype",
+]
+KEYS = st.sampled_from([*LLAMA, *NESTED, *PLAIN])
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -384,6 +391,8 @@ def test_hub_id_is_found_in_the_local_cache_only(tmp_path: Path, monkeypatch: py
     (repository / "refs" / "main").write_text("0" * 40)
     snapshot = checkpoint(repository / "snapshots" / ("0" * 40))
     assert find_local_checkpoint("org/model") == snapshot
+    assert find_local_checkpoint("org/model", revision="v2") is None
+    assert find_local_checkpoint("org/model", cache_dir=tmp_path / "elsewhere") is None
     assert find_local_checkpoint("org/other") is None
     assert find_local_checkpoint("not a/valid/id") is None
 

@@ -128,8 +128,14 @@ def inspect_checkpoint(model_dir: Path) -> CheckpointFacts:
     return _facts(_read_json(model_dir / "config.json"), weights)
 
 
-def find_local_checkpoint(model: str) -> Path | None:
-    """Directory of a model given by path or hub id, from the local Hugging Face cache; never the network."""
+def find_local_checkpoint(
+    model: str, *, revision: str | None = None, cache_dir: Path | None = None
+) -> Path | None:
+    """Directory of a model given by path or hub id, from the local Hugging Face cache; never the network.
+
+    ``revision`` and ``cache_dir`` are vLLM's ``--revision`` and ``--download-dir``. A download that was
+    broken off is found too: `inspect_checkpoint` names what it lacks.
+    """
     path = Path(model).expanduser()
     if path.is_dir():
         return path
@@ -141,7 +147,7 @@ def find_local_checkpoint(model: str) -> Path | None:
     except ImportError:  # comes with vLLM; without it there is no cache to look into
         return None
     try:
-        config = try_to_load_from_cache(model, "config.json")
+        config = try_to_load_from_cache(model, "config.json", cache_dir=cache_dir, revision=revision)
     except (HFValidationError, OSError):
         return None
     return Path(config).parent if isinstance(config, str) else None

@@ -46,7 +46,8 @@ __all__ = [
 MiB = 1 << 20
 
 # An engine process with next to no model: Python, torch, vLLM and oneDNN. Measured: 345 MB PSS with a tiny
-# model and 64 MB of KV, forked from a pre-imported server.
+# model and 64 MB of KV, forked from a pre-imported server. Covers what loading was measured to leave above
+# weights and copies (20 to 35 MB with an 8-layer model).
 ENGINE_OVERHEAD_BYTES = 300 * MiB
 # Tokens to a KV block on CPU (vllm/platforms/cpu.py:check_and_update_config).
 KV_BLOCK_TOKENS = 128
@@ -114,20 +115,14 @@ class Budget:
 
 def served_dtype(facts: CheckpointFacts, dtype: str = "auto") -> str:
     """The dtype vLLM serves in: ``auto`` is the checkpoint's own, with float32 served as bfloat16."""
-    if dtype not in ("auto", ""):
+    dtype = dtype.lower()
+    if dtype != "auto":
         return {"half": "float16", "float": "float32"}.get(dtype, dtype)
-    stored = facts.dtype
-    if stored is None:
-        # config.json without a dtype: vLLM looks at the tensors
-        largest = max(
-            (name for name in facts.weights_by_dtype if name in CAST_DTYPES),
-            key=facts.weights_by_dtype.__getitem__,
-            default="BF16",
-        )
-        stored = {"F16": "float16"}.get(largest, "bfloat16")
-    if stored in ("float16", "half") and facts.model_type not in _NO_FLOAT16:
-        return "float16"
-    return "bfloat16"
+    # a config.json without a dtype makes vLLM look at the tensors, and take the widest of mixed types
+    halves = facts.dtype in ("float16", "half") or (
+        facts.dtype is None and CAST_DTYPES.intersection(facts.weights_by_dtype) == {"F16"}
+    )
+    return "float16" if halves and facts.model_type not in _NO_FLOAT16 else "bfloat16"
 
 
 def kv_bytes_per_token(
@@ -205,9 +200,8 @@ def predict_need(
     weights = sum(_served_bytes(name, size, itemsize) for name, size in facts.weights_by_dtype.items())
     copies = _second_copies(facts, itemsize)
     working = _working_bytes(facts, itemsize, max_num_seqs or DEFAULT_MAX_NUM_SEQS, max_num_batched_tokens)
-    # While loading there is no KV cache and nothing runs, but the largest tensor exists twice (packing
-    # makes the new one before it drops the old), as do a tied head that was stored anyway, until it is
-    # compared with the embedding, and a whole .bin file.
+    # While loading there is no KV cache and nothing runs, but packing makes the new tensor before it drops
+    # the old, and a .bin file is read whole.
     loading = facts.largest_tensor * itemsize
     if facts.storage == "pytorch":
         loading = facts.largest_file
@@ -290,7 +284,8 @@ def _second_copies(facts: CheckpointFacts, itemsize: int) -> int:
     A linear layer then drops the original (linear.py: ``remove_weight=True``), but the embedding and the
     head keep it (vocab_parallel_embedding.py: ``remove_weight=False``), and the embedding is packed
     although nothing multiplies by it. Measured with a 32000 x 1024 bfloat16 pair: tied 1 -> 3.1 matrices,
-    untied 2 -> 4.0.
+    untied 2 -> 4.0. A head that is stored although it is tied is not subtracted from the weights: vLLM loads
+    it to compare, and keeps it if it differs.
     """
     if facts.vocab_size is None:
         return 0
