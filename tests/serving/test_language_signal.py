@@ -19,6 +19,8 @@ from vllm_axion.serving.ngram_classifier import tokens
         "npm install me da error",
         "Explain the letter α in physics",
         "hola",
+        "The façade of the house is old",
+        "¡Qué vergüenza, señor Muñoz!",
         "",
     ],
 )
@@ -36,6 +38,8 @@ def test_spanish_and_english_give_no_signal(text: str) -> None:
         ("Jag vet inte vad det är", "Swedish"),
         ("Nie wiem, co to jest", "Polish"),
         ("Bu ne demek ve nasıl yapılır", "Turkish"),
+        ("Jutro idę do lekarza", "Polish"),
+        ("Mġarr qiegħda ħdejn Għajnsielem", "another language"),
         ("Это очень интересно", "Cyrillic"),
         ("これは何ですか", "Kana"),
         ("这是什么东西", "Han"),

@@ -43,111 +43,128 @@ _FUNCTION_WORDS = {
         "le la les un une des du de et ou à au aux en dans que qui quoi ne pas est sont était être "
         "ce cette ces cet il elle nous vous ils elles je tu mon ma mes ton ta ses sur pour avec "
         "sans par plus mais comment pourquoi quand où quel quelle quels quelles bonjour merci très "
-        "ai as avez avons suis peux peut faire fait moi toi se sa son leur si oui non qu"
+        "ai as avez avons suis peux peut faire fait moi toi se sa son leur si oui non qu veux veut "
+        "voudrais voudrait vais vas va aller chez comme aussi bien encore toujours jamais demain "
+        "aujourd hui beaucoup peu leurs notre votre nos vos y ont"
     ),
     "German": (
         "der die das den dem des ein eine einen einem einer und oder nicht ist sind war wie was wer "
         "wo wann warum wieso ich du er sie es wir ihr mich mir dich dir mein meine dein deine sein "
         "seine für mit ohne von zu zum zur im in auf an aus bei nach über unter auch noch nur schon "
         "sehr kann kannst können hat habe haben wird werden bitte danke hallo guten welche welcher "
-        "welches gibt man dass wenn aber als heute so"
+        "welches gibt man dass wenn aber als heute so möchte möchten will willst gerne gern gehe "
+        "geht machen mache immer wieder jetzt morgen viel mehr diese dieser dieses unser kein keine "
+        "nichts etwas seid hier dort"
     ),
     "Italian": (
         "il lo la i gli le un uno una di del della dei delle degli da dal dalla in nel nella con su "
         "sul per tra e o che chi cosa come perché quando dove quale quanto non è sono sei era "
         "essere ho hai ha abbiamo mi ti si ci vi questo questa questi quello io tu lui lei noi voi "
-        "loro mio mia tuo più molto anche ma se ciao grazie puoi posso fare dell all al alla sia"
+        "loro mio mia tuo più molto anche ma se ciao grazie puoi posso fare dell all al alla sia "
+        "vorrei voglio vuoi vado andare bene sempre mai domani oggi nostra nostro sua suo miei mie "
+        "ancora adesso qui quella hanno fa"
     ),
     "Portuguese": (
         "o a os as um uma uns umas de do da dos das em no na nos nas e ou que quem se seu sua não "
         "sim é são está estão ser por para pra com sem como mais mas meu minha me te lhe este esta "
         "isto esse essa isso há qual quando onde quanto eu você vocês ele ela nós muito já hoje "
         "amanhã posso pode tenho olá obrigado obrigada ao à pelo pela também tem foi até fazer faz "
-        "porque"
+        "porque gostaria quero queria vou vai ir bem sempre nunca agora aqui meus minhas nosso "
+        "nossa dele dela deste desta estou estava viajar depois ontem"
     ),
     "Catalan": (
         "el la els les un una uns unes de del dels al als a en i o que què qui se no sí és són està "
         "amb sense per com més però meu meva em et li aquest aquesta això aquell hi ha quin quina "
         "quan on quant jo tu ell ella nosaltres molt ja avui demà puc pots tinc hola gràcies sóc "
-        "fer fa perquè també"
+        "fer fa perquè també vull voldria vaig vas va anar sempre mai ara aquí bon bona nostre "
+        "nostra"
     ),
     "Galician": (
         "o a os as un unha uns unhas de do da dos das en no na nos nas e ou que quen se seu súa non "
         "si é son está por para con sen como máis pero meu miña me che lle este esta isto hai cal "
         "cando onde canto eu ti el ela moi xa hoxe mañá podo podes teño ola grazas ao polo pola "
-        "tamén ten foi ata facer"
+        "tamén ten foi ata facer quero vou vai ir sempre nunca agora aquí imos"
     ),
     "Basque": (
         "eta edo ez bai da dira zen nire zure hau hori bat zer nor non noiz nola zergatik zein "
         "kaixo eskerrik asko mesedez dut duzu du dugu naiz zara gara dago daude egin behar oso gaur "
-        "bihar nahi daiteke dezakezu dezaket ere"
+        "bihar nahi daiteke dezakezu dezaket ere noa goaz joan orain beti"
     ),
     "Dutch": (
         "de het een en of niet is zijn was hoe wat wie waar wanneer waarom ik jij je hij zij ze wij "
         "we jullie mij me mijn jouw voor met zonder van naar in op aan uit bij over onder ook nog "
         "maar al zeer heel kan kun kunnen heb hebt heeft wordt worden alsjeblieft bedankt hallo "
-        "goede welke er dat dit deze die als te om vandaag"
+        "goede welke er dat dit deze die als te om vandaag wil graag ga gaan morgen nu hier daar "
+        "altijd nooit ons onze geen iets niets"
     ),
     "Swedish": (
         "och eller inte är var hur vad vem när varför jag du han hon den det vi ni de mig dig min "
         "din sin för med utan av till från i på om en ett som kan har hade ska skulle tack hej "
-        "snälla vilken vilket vilka att men också mycket idag här där så mår god"
+        "snälla vilken vilket vilka att men också mycket idag här där så mår god vill går gå "
+        "imorgon nu alltid aldrig rekommenderar"
     ),
     "Danish": (
         "og eller ikke er var hvordan hvad hvem hvor hvornår hvorfor jeg du han hun den det vi i de "
         "mig dig min din sin for med uden af til fra på om en et som kan har havde skal skulle tak "
-        "hej hvilken hvilket at men også meget dag her der så god"
+        "hej hvilken hvilket at men også meget dag her der så god vil går gå morgen nu altid aldrig"
     ),
     "Norwegian": (
         "og eller ikke er var hvordan hva hvem hvor når hvorfor jeg du han hun den det vi dere de "
         "meg deg min din sin for med uten av til fra på om en et ei som kan har hadde skal skulle "
-        "takk hei hvilken hvilket å men også mye dag her der så god"
+        "takk hei hvilken hvilket å men også mye dag her der så god vil går gå imorgen nå alltid "
+        "aldri"
     ),
     "Finnish": (
         "ja tai ei on ovat oli miten mitä mikä kuka missä milloin miksi minä sinä hän me te he "
         "minun sinun minulle kanssa ilman että kun jos mutta myös hyvin voi voit voitko olen olet "
-        "kiitos hei moi tänään tämä se ne kuinka paljon"
+        "kiitos hei moi tänään tämä se ne kuinka paljon haluan menen huomenna nyt aina täällä "
+        "kotiin olisi"
     ),
     "Polish": (
         "i lub nie jest są był była jak co kto gdzie kiedy dlaczego ja ty on ona my wy oni mnie mi "
         "ci mój moja twój dla ze bez od do na we o po przy że ale też bardzo może możesz mogę mam "
         "masz proszę dziękuję cześć dzień dobry jaki jaka jakie który która to ten ta się czy "
-        "dzisiaj"
+        "dzisiaj chcę idę iść jutro teraz zawsze nigdy tutaj jestem tego"
     ),
     "Czech": (
         "a nebo ne je jsou byl byla jak co kdo kde kdy proč já ty on ona my vy oni mě mi ti můj "
         "moje tvůj pro se bez od do na ve o po při že ale také velmi může můžeš mohu mám máš prosím "
-        "děkuji ahoj dobrý den jaký jaká který která to ten ta si dnes jsem jste"
+        "děkuji ahoj dobrý den jaký jaká který která to ten ta si dnes jsem jste chci jdu jedu jít "
+        "zítra teď vždy nikdy tady"
     ),
     "Slovak": (
         "a alebo nie je sú bol bola ako čo kto kde kedy prečo ja ty on ona my vy oni ma mi ti môj "
         "moje tvoj pre so sa bez od do na vo o po pri že ale tiež veľmi môže môžeš mám máš prosím "
-        "ďakujem ahoj dobrý deň aký aká ktorý to ten"
+        "ďakujem ahoj dobrý deň aký aká ktorý to ten chcem idem ísť zajtra teraz vždy nikdy tu"
     ),
     "Croatian": (
         "i ili ne je su bio bila kako što tko gdje kada zašto ja ti on ona mi vi oni mene moj moja "
         "tvoj za sa bez od do na u o po pri da ali također vrlo može možeš mogu imam imaš molim "
-        "hvala bok dobar dan koji koja to taj li se danas"
+        "hvala bok dobar dan koji koja to taj li se danas želim idem ići sutra sad uvijek nikad "
+        "ovdje"
     ),
     "Romanian": (
         "și sau nu este sunt era cum ce cine unde când de eu tu el ea noi voi ei ele mie îmi îți "
         "meu mea tău pentru cu fără din la în pe un o unui unei că dar foarte poate poți pot am ai "
-        "are mulțumesc bună salut care acest această să mai e azi lui cel cea"
+        "are mulțumesc bună salut care acest această să mai e azi lui cel cea vreau merg mâine acum "
+        "mereu aici învăț către"
     ),
     "Hungarian": (
         "a az és vagy nem van vannak volt hogyan hogy mi mit ki hol mikor miért én te ti ők engem "
         "nekem egy ez is de csak nagyon tud tudsz kérem köszönöm szia jó napot milyen melyik meg ha "
-        "mert ma kell lehet"
+        "mert ma kell lehet szeretnék szeretném akarok megyek holnap most mindig itt ott lesz volna"
     ),
     "Turkish": (
         "ve veya değil bir bu şu o ne nasıl kim nerede zaman neden niçin ben sen biz siz onlar bana "
         "sana benim senin için ile gibi kadar de da ki ama çok daha var yok mi mı mu mü misin mısın "
-        "lütfen teşekkürler merhaba hangi bugün yarın iyi nedir"
+        "lütfen teşekkürler merhaba hangi bugün yarın iyi nedir istiyorum gidiyorum şimdi her "
+        "burada olan"
     ),
     "Indonesian": (
         "dan atau tidak adalah itu ini yang di ke dari untuk dengan tanpa apa siapa mana kapan "
         "mengapa kenapa bagaimana saya aku kamu anda dia kami kita mereka bisa dapat ada akan sudah "
-        "belum juga sangat tolong terima kasih halo selamat hari pada seperti lebih berapa"
+        "belum juga sangat tolong terima kasih halo selamat hari pada seperti lebih berapa ingin "
+        "mau pergi besok sekarang selalu sini"
     ),
     "Vietnamese": (
         "và hoặc không là của có cho với những các một này đó gì ai đâu nào khi tại sao thế tôi bạn "
@@ -157,12 +174,12 @@ _FUNCTION_WORDS = {
     "Swahili": (
         "na au si ni wa ya za la kwa katika kama nini nani wapi lini gani jinsi mimi wewe yeye sisi "
         "ninyi wao yangu yako hii hiyo huyo hapa sana pia asante habari jambo tafadhali leo kesho "
-        "nina una ana je"
+        "nina una ana je nataka ninataka sasa kwenda kupika kujifunza"
     ),
     "Filipino": (
         "ang ng mga sa si ay at o hindi ito iyon ano sino saan kailan bakit paano ako ikaw siya "
         "kami tayo kayo sila ko mo niya aking iyong para may mayroon wala rin din po salamat "
-        "kumusta maganda ba na ngayon"
+        "kumusta maganda ba na ngayon gusto kong bukas dito doon nasa kumain"
     ),
     "Esperanto": (
         "la kaj aŭ ne estas estis mi vi li ŝi ĝi ni ili mia via kio kiu kie kiam kial kiel ĉu en al "
@@ -172,8 +189,48 @@ _FUNCTION_WORDS = {
         "et aut non est sunt erat quid quis ubi quando cur quomodo ego tu nos vos ille haec hoc in "
         "ad ab cum sine pro per sed etiam salve gratias qui quae quod esse"
     ),
+    "Slovenian": (
+        "in ali ne je so bil bila kako kaj kdo kje kdaj zakaj jaz ti on ona mi vi oni za brez od do "
+        "na po pri da tudi zelo lahko imam prosim hvala živjo sem si smo bi jutri danes grem moj "
+        "moja ta to"
+    ),
+    "Estonian": (
+        "ja või ei on olid oli kuidas mis kes kus millal miks mina sina tema meie teie nemad ma sa "
+        "ta me te nad minu sinu mulle et kui aga ka väga saab tere aitäh palun homme täna lähen see"
+    ),
+    "Latvian": (
+        "un vai nav ir bija kā kas kur kad kāpēc es tu viņš viņa mēs jūs viņi man mans mana tavs "
+        "par ar bez no uz bet arī ļoti var lūdzu paldies sveiki rīt šodien tas"
+    ),
+    "Lithuanian": (
+        "ir ar ne yra buvo kaip kas kur kada kodėl aš tu jis ji mes jūs jie man mano tavo su be iš "
+        "bet taip pat labai gali prašau ačiū labas rytoj šiandien tai"
+    ),
+    "Albanian": (
+        "dhe ose nuk është janë ishte si çfarë kush ku kur pse unë ti ai ajo ne ju ata më të për me "
+        "pa nga në por edhe shumë mund lutem faleminderit përshëndetje nesër sot një ky kjo"
+    ),
+    "Icelandic": (
+        "og eða ekki er eru var hvernig hvað hver hvar hvenær af hverju ég þú hann hún það við þið "
+        "þeir mig mér þér minn fyrir með án frá til en líka mjög getur vinsamlegast takk halló "
+        "morgun dag að"
+    ),
+    "Irish": (
+        "agus nó ní tá bhí conas cad cé cá cathain mé tú sé sí sinn sibh siad mo do ar le gan ó go "
+        "ach freisin an thoil raibh maith agat dia duit inniu amárach"
+    ),
+    "Welsh": (
+        "mae yn oes ydy oedd sut beth pwy ble pryd pam fi ti ni chi nhw fy dy ei ein gyda heb ond "
+        "hefyd iawn gall diolch helo heddiw yfory ar am wedi"
+    ),
+    "Afrikaans": (
+        "en of nie is was hoe wat wie waar wanneer hoekom ek jy hy sy ons julle hulle my jou met "
+        "sonder van na in op aan vir ook nog maar baie kan asseblief dankie hallo vandag môre die "
+        "dit"
+    ),
 }
 _HOME = ("Spanish", "English")
+_HOME_LETTERS = frozenset("áéíóúüñªº")
 _BY_WORD: dict[str, tuple[str, ...]] = {}
 for _language, _words in _FUNCTION_WORDS.items():
     for _word in set(_words.split()):
@@ -219,12 +276,19 @@ def foreign_language(words: Sequence[str]) -> LanguageSignal:
         if share >= 0.25:
             return LanguageSignal(name, min(1.0, 2.0 * share))
     home = max(hits.get(language, 0) for language in _HOME)
+    # "ę", "ő", "ã" stand in neither home language (a borrowed "façade" is outweighed by the words around it).
+    strange = sum(map(_has_strange_letter, words))
     away = [language for language in hits if language not in _HOME]
-    if not away:
-        return LanguageSignal()
-    best = max(away, key=lambda language: hits[language])
-    lead = hits[best] - home
+    best = max(away, key=lambda language: hits[language], default="another language")
+    proof = hits.get(best, 0) + strange
+    lead = proof - home
     # One word is proof enough only in a message that has no Spanish or English word at all.
-    if lead < 1 or (hits[best] < 2 and (home or len(words) > 6)):
+    if lead < 1 or (proof < 2 and (home or len(words) > 6)):
         return LanguageSignal()
     return LanguageSignal(best, min(1.0, 0.5 + 0.5 * lead / max(2.0, 0.25 * len(words))))
+
+
+def _has_strange_letter(word: str) -> bool:
+    if word.isascii() or not word.isalpha() or any(map(script_of, word)):
+        return False
+    return any(char > "\x7f" and char not in _HOME_LETTERS for char in word)

@@ -14,19 +14,20 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 _CODING = """
-python*, javascript*, typescript*, java, kotlin, rust, golang, c ++, c #, php, ruby, perl, scala,
-haskell, matlab, lua, sql, mysql, postgres*, sqlite, html, css, json, yaml, regex*, bash,
-powershell, shell, pandas, numpy, django, flask, fastapi, react, vue, angular, node . js, npm,
-pip, docker*, kubernetes, git, github, makefile, cmake, gcc, webpack, awk, pytest, junit,
-stacktrace, traceback, exception, codigo*, code, codice, codi, codul, kod*, quellcode, script*,
-funcion, funciones, function, functions, fonction*, funktion, funktionen, funkcj*, funkce,
+python*, javascript*, dart, delphi, arduino, terraform, ansible, kubectl, array*, string,
+strings, dataframe*, endpoint*, rebase, usestate, useeffect, bucle*, typescript*, java, kotlin,
+rust, golang, c ++, c #, php, ruby, perl, scala, haskell, matlab, lua, sql, mysql, postgres*,
+sqlite, html, css, json, yaml, regex*, bash, powershell, shell, pandas, numpy, django, flask,
+fastapi, react, vue, angular, node . js, npm, pip, docker*, kubernetes, git, github, makefile,
+cmake, gcc, webpack, awk, pytest, junit, stacktrace, traceback, exception, codigo*, code,
+codice, codi, codul, kod*, quellcode, script*, fonction*, funktion, funktionen, funkcj*, funkce,
 funkci*, funzione, funcao, funcoes, funcio, functie, fonksiyon*, fungsi, funktio*, compil*,
 kompil*, debug*, depura*, refactor*, unit test*, test unitari*, expresion regular, bug, bugs,
-vba, excel formula, program, programa, programma, programm, programme, код, кода,
-коде, коду, функци*, скрипт*, компил*, программу, запрос, κωδικα*, συναρτηση*, *代码*, *代碼*, *函数*,
-*函數*, *コード*, *関数*, *バグ*, *スクリプト*, *プログラム*, *编程*, *脚本*, *코드*, *함수*, *버그*,
-*스크립트*, *파이썬*, كود,
-الكود, دالة, برمج*, بايثون, קוד, פונקצי*, पायथन, *कोड*, *फंक्शन*, *फ़ंक्शन*, *โค้ด*, *ฟังก์ชัน*
+vba, excel formula, program, programa, programma, programm, programme, код, кода, коде, коду,
+функци*, скрипт*, компил*, программу, запрос, κωδικα*, συναρτηση*, *代码*, *代碼*, *函数*,
+*函數*, *コード*, *関数*, *バグ*, *スクリプト*, *プログラム*, *编程*, *脚本*, *코드*, *함수*,
+*버그*, *스크립트*, *파이썬*, كود, الكود, دالة, برمج*, بايثون, קוד, פונקצי*, पायथन, *कोड*,
+*फंक्शन*, *फ़ंक्शन*, *โค้ด*, *ฟังก์ชัน*
 """
 _PICTURE = """
 imagen, imagenes, image, images, imagem, imagens, immagin*, imatge*, imaxe*, foto, fotos,
