@@ -24,7 +24,7 @@ FIVE = (
 EXPERT_OF = {domain: expert for expert, domain, _ in FIVE}
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
 
-# Written before the examples and before the classifier was first run; not changed since. That run got 64 of 65.
+# Written before the examples and before the classifier was first run; unchanged since. That run got 64 of 65.
 # The examples grew afterwards, by the hand that wrote this list: a set by somebody else is the better judge.
 HELD_OUT: tuple[tuple[str, str], ...] = (
     ("general", "Buenas noches, ¿qué tal te ha ido el día?"),
