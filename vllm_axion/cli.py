@@ -92,13 +92,11 @@ def config_check(
     """Print every fault of a configuration file with its place and a suggestion. Exit status 1 if there is
     one.
     """
-    from vllm_axion.serving.config import find_config
     from vllm_axion.serving.config_check import check, render
 
-    report = check(find_config(file))
+    report = check(file)
     Console(soft_wrap=True).print(render(report), markup=False, highlight=False)
-    if not report.ok:
-        raise typer.Exit(1)
+    raise typer.Exit(report.exit_status)
 
 
 @config_app.command("schema")
@@ -108,9 +106,9 @@ def config_schema(
     ] = None,
 ) -> None:
     """Write the JSON Schema of configuration files."""
-    from vllm_axion.serving.config import MultiModelConfig
+    from vllm_axion.serving.config import schema
 
-    text = json.dumps(MultiModelConfig.model_json_schema(), indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(schema(), indent=2, ensure_ascii=False) + "\n"
     if out is None:
         sys.stdout.write(text)
         return

@@ -351,7 +351,7 @@ def _load_torchvision_operators(torch: Any, package_directories: Iterable[str]) 
 
 
 def make_serve_parser(*, prog: str, usage: str) -> Any:
-    """An empty-named copy of `vllm serve`'s own parser (a `FlexibleArgumentParser`).
+    """A parser (`FlexibleArgumentParser`) with vLLM's own options of `vllm serve`, without `--multi-model`.
 
     Why: `vllm-axion serve` takes every flag `vllm serve` takes. `make_arg_parser` moved from
     `entrypoints/launchers` (0.32) to `entrypoints/common` (0.33). May go with support for 0.32.
@@ -362,7 +362,9 @@ def make_serve_parser(*, prog: str, usage: str) -> Any:
         from vllm.entrypoints.common.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    return make_arg_parser(FlexibleArgumentParser(prog=prog, usage=usage))
+    parser = make_arg_parser(FlexibleArgumentParser(usage=usage))
+    parser.prog = prog  # only now: under the name of `vllm serve` our platform would add its own options
+    return parser
 
 
 def validate_serve_args(args: Any) -> None:

@@ -18,7 +18,7 @@ class Variable:
     kind: Literal["text", "path", "url"]
     default: str
     meaning: str
-    when: Literal["set-up", "run time"] = "run time"
+    used: Literal["set-up", "set-up, tests", "run time", "internal"] = "run time"
 
     def raw(self) -> str | None:
         """Its value, or None when unset or empty."""
@@ -36,16 +36,18 @@ CACHE = Variable(
     "VLLM_AXION_CACHE",
     "path",
     "~/.cache/vllm-axion",
-    "Folder for what set-up and tests build once: demo models, vLLM source builds.",
-    "set-up",
+    "Folder for what is made once and kept outside the clone: demo models, vLLM built from source.",
+    "set-up, tests",
+)
+ENGINE_ARCHITECTURES = Variable(
+    "VLLM_AXION_ENGINE_ARCHITECTURES",
+    "text",
+    "none",
+    "Set by the server for its engine processes: model architectures to import ahead. Not for users.",
+    "internal",
 )
 
-VARIABLES: tuple[Variable, ...] = (TORCH_INDEX, CACHE)
-
-
-def torch_index() -> str | None:
-    """URL of the extra package index, or None."""
-    return TORCH_INDEX.raw()
+VARIABLES: tuple[Variable, ...] = (TORCH_INDEX, CACHE, ENGINE_ARCHITECTURES)
 
 
 def cache_directory() -> Path:

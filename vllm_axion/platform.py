@@ -20,9 +20,7 @@ _Base: Any = compat.cpu_platform_class()
 
 
 class AxionPlatform(_Base):
-    """vLLM's CPU platform (`CpuPlatform`, or `ZenCpuPlatform` where vLLM would take that), still a CPU to
-    vLLM.
-    """
+    """vLLM's CPU platform (`CpuPlatform`, or `ZenCpuPlatform` where vLLM takes that), still a CPU to it."""
 
     # Cohere's LayerNorm and the log-probabilities are compiled by torch on first use, --enforce-eager or not:
     # 20 s with a cold inductor, and a C++ compiler needed at run time, for a few element-wise lines.
@@ -30,15 +28,14 @@ class AxionPlatform(_Base):
 
     @classmethod
     def get_compile_backend(cls) -> str:
-        """The backend for the model's forward pass: stock. vLLM's default would follow
-        `simple_compile_backend`.
-        """
-        return str(_Base.simple_compile_backend)
+        """The backend for a model's forward pass: stock; vLLM's would follow `simple_compile_backend`."""
+        return str(_Base.get_compile_backend())
 
     @classmethod
     def pre_register_and_update(cls, parser: Any = None) -> None:
-        """Add `--multi-model` to `vllm serve`, and to no other command. Called without a parser per engine
-        config.
+        """Add `--multi-model` to `vllm serve` and to no other command.
+
+        vLLM calls it with each command's parser, and without one before it makes an engine's configuration.
         """
         super().pre_register_and_update(parser)
         if parser is not None and compat.is_serve_parser(parser):

@@ -39,7 +39,8 @@ class _DefaultPort(int):
 def add_multi_model_options(parser: argparse.ArgumentParser) -> None:
     """Add the group "vllm-axion" to the parser of `vllm serve`, which stays stock without `--multi-model`."""
     group = parser.add_argument_group(
-        title=GROUP, description="Several models behind one server, loaded on demand (vllm-axion)."
+        title=GROUP,
+        description="--multi-model CONFIG serves several models behind one server, loaded on demand.",
     )
     group.add_argument(
         "--multi-model",
@@ -94,6 +95,7 @@ def _log_file_alone(parser: argparse.ArgumentParser, args: argparse.Namespace) -
 
 def _serve_from_vllm(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     args.subparser = "serve"
+    del args.dispatch_function  # holds the parser, which would go wherever the arguments go
     if isinstance(args.port, _DefaultPort):
         args.port = PORT
     if args.host is None:
@@ -181,10 +183,8 @@ def refusals(args: argparse.Namespace, parser: argparse.ArgumentParser) -> list[
         flag = "--grpc" if args.grpc else "--grpc-port"
         faults.append(f"--multi-model serves HTTP only; remove {flag}")
     if args.api_server_count not in (None, 1):
-        faults.append(
-            "--multi-model is one API server which loads and unloads the experts; "
-            f"remove --api-server-count {args.api_server_count}"
-        )
+        flag = f"--api-server-count {args.api_server_count}"
+        faults.append(f"--multi-model is one API server for all experts; remove {flag}")
     if args.served_model_name:
         faults.append("--multi-model names each model by its expert_id; remove --served-model-name")
     return faults
