@@ -31,10 +31,10 @@ from vllm_axion.serving.config import (
     schema,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tools.preset_memory import tables
 
+ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "configuration.md"
 SCHEMA = ROOT / "vllm_axion" / "serving" / "config.schema.json"
 SECTIONS: dict[str, type[BaseModel]] = {

@@ -144,7 +144,7 @@ def need(expert: ExpertConfig) -> MemoryNeed:
 
 
 def needs_at_start(config: MultiModelConfig) -> list[int]:
-    """Bytes of the experts loaded at start: the pinned ones, and as many as the warm pool holds by priority."""
+    """Bytes of the experts loaded at start: the pinned ones, then by priority as many as are to be warm."""
     order = sorted(config.experts, key=lambda expert: (not expert.pinned, expert.priority))
     pinned = sum(expert.pinned for expert in config.experts)
     return [need(expert).total for expert in order[: max(config.lazy_loading.warmup_pool_size, pinned)]]
@@ -193,8 +193,6 @@ def differences(configs: dict[str, MultiModelConfig]) -> Iterator[str]:
         ),
         "KV cache per expert, GiB": lambda c: span([e.kv_cache_memory or 0 for e in c.experts], gib),
         "tokens per KV block": lambda c: span([block_tokens(e) for e in c.experts]),
-        "compilation off (`enforce_eager`)": lambda c: eager(c),
-        "prefix caching asked for": lambda c: prefix_caching(c),
         "pinned experts": lambda c: pinned(c),
         "loaded at start": lambda c: c.lazy_loading.warmup_pool_size,
         "loaded at once, at most": lambda c: c.lazy_loading.max_loaded_experts,
@@ -210,15 +208,6 @@ def differences(configs: dict[str, MultiModelConfig]) -> Iterator[str]:
 def pinned(config: MultiModelConfig) -> str:
     names = [expert.expert_id for expert in config.experts if expert.pinned]
     return "all" if len(names) == len(config.experts) else ", ".join(names) or "none"
-
-
-def eager(config: MultiModelConfig) -> str:
-    return "yes" if all(expert.engine_args.get("enforce_eager") for expert in config.experts) else "not set"
-
-
-def prefix_caching(config: MultiModelConfig) -> str:
-    asked = [e.expert_id for e in config.experts if e.engine_args.get("enable_prefix_caching")]
-    return "all" if len(asked) == len(config.experts) else ", ".join(asked) or "vLLM's default"
 
 
 def idle(seconds: float) -> str:

@@ -84,11 +84,11 @@ class MultiModelConfig(Section):
         ],
     )
     lazy_loading: LazyLoadingConfig = Field(
-        default=LazyLoadingConfig(), description="When experts are loaded and unloaded.", examples=[{}]
+        default=LazyLoadingConfig(), description="When to load and unload experts.", examples=[{}]
     )
     router: RouterConfig = Field(
         default=RouterConfig(),
-        description="How the expert is chosen when a request names none.",
+        description="How to choose the expert for a request that names none.",
         examples=[{}],
     )
     limits: LimitsConfig = Field(

@@ -141,7 +141,7 @@ def read_private_file(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
         raise ValueError(
             f"cannot be opened: {getattr(error, 'strerror', None) or 'not a usable path'}"
         ) from None
-    with open(handle, "rb") as file:
+    try:
         info = os.fstat(handle)
         if stat.S_ISDIR(info.st_mode):
             raise ValueError("is a folder, not a file")
@@ -149,7 +149,10 @@ def read_private_file(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
             raise ValueError("is not a regular file")
         if reason := open_to_others(path, info):
             raise ValueError(reason)
-        content = file.read(limit + 1)
+        with open(handle, "rb", closefd=False) as file:
+            content = file.read(limit + 1)
+    finally:
+        os.close(handle)
     if len(content) > limit:
         raise ValueError(f"is larger than {limit // 1024} KiB; is it the right file?")
     return content
@@ -202,12 +205,13 @@ def parse_json(content: bytes) -> tuple[Any, list[Fault]]:
 
 def _syntax_hint(text: str, error: json.JSONDecodeError) -> str:
     rest = text[error.pos : error.pos + 2]
-    before = text[: error.pos].rstrip()[-1:]
     if not text.strip():
         return "the file is empty"
     if rest.startswith(("//", "/*", "#")):
         return "JSON has no comments"
-    if before == "," and rest[:1] in ("}", "]"):
+    # Python 3.13 points at the comma, earlier ones behind it.
+    closing = re.match(r"(,?)\s*[]}]", text[error.pos : error.pos + 100])
+    if closing and (closing[1] or text[: error.pos].rstrip().endswith(",")):
         return "a comma before a closing bracket; take it away"
     if rest.startswith("'"):
         return "text stands in double quotes, not single ones"
