@@ -323,6 +323,15 @@ def test_file_in_a_folder_where_anyone_may_replace_it_is_refused_unless_sticky(t
     assert MultiModelConfig.load(path).experts
 
 
+def test_link_in_a_folder_where_anyone_may_turn_it_elsewhere_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "open"
+    folder.mkdir()
+    (folder / "config.json").symlink_to(write(tmp_path, {"experts": [expert()]}))
+    folder.chmod(0o777)
+    with pytest.raises(ConfigError, match=r"anyone on this machine may replace files in .*open"):
+        MultiModelConfig.load(folder / "config.json")
+
+
 @pytest.mark.parametrize(
     ("content", "line"),
     [

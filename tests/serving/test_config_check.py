@@ -133,6 +133,13 @@ def test_what_may_surprise_is_a_warning_and_no_fault(
     assert f"warning: {report.warnings[0]}" in render(report)
 
 
+@pytest.mark.parametrize("model_path", ["./" + "x" * 5000, "x" * 5000, "./" + "a/" * 3000])
+def test_model_path_too_long_for_the_system_is_a_warning_or_note(folder: Path, model_path: str) -> None:
+    report = checked(folder, {"experts": [expert(model_path=model_path)]})
+    assert report.faults == ()
+    assert len(report.warnings) + len(report.notices) == 1
+
+
 def test_key_file_that_others_may_read_is_a_warning(folder: Path) -> None:
     (folder / "key").write_text("k" * 20)
     data = {"experts": [expert()], "server": {"api_keys": [{"key_file": "key", "scopes": ["admin"]}]}}

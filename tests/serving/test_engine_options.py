@@ -52,9 +52,9 @@ def test_option_may_be_spelled_as_name_or_flag(name: str) -> None:
     [
         "host", "port", "--port", "uds", "ssl_keyfile", "ssl-certfile", "uvicorn_log_level", "log_file",
         "api_key", "allowed_origins", "model", "served-model-name", "data_parallel_size",
-        "data-parallel-rank", "headless", "grpc", "grpc-port", "multi-model", "middleware", "trust_remote_code",
-        "no-trust-remote-code", "allowed_local_media_path", "hf_token", "tensor_parallel_size", "worker_cls",
-        "device-memory-utilization",
+        "data-parallel-rank", "headless", "grpc", "grpc-port", "multi-model", "middleware",
+        "trust_remote_code", "no-trust-remote-code", "allowed_local_media_path", "hf_token",
+        "tensor_parallel_size", "worker_cls", "device-memory-utilization",
     ],
 )  # fmt: skip
 def test_option_of_the_server_is_refused_with_a_reason(name: str) -> None:

@@ -167,12 +167,12 @@ def _warnings(config: MultiModelConfig) -> Iterator[str]:
 def _expert_warnings(expert: ExpertConfig, where: str, base: Path) -> Iterator[str]:
     if expert.is_local:
         folder = Path(expert.resolved_model(base))
-        if not folder.is_dir():
+        if not os.path.isdir(folder):  # noqa: PTH112 - False, not OSError, for a path that is too long
             hint = " (`vllm-axion demo-models` makes the demo models)" if folder.parent.name == "demo" else ""
             yield f"{where}.model_path: there is no folder {folder}; the expert fails to load{hint}."
-        elif not (folder / "config.json").is_file():
+        elif not os.path.isfile(folder / "config.json"):  # noqa: PTH113
             yield f"{where}.model_path: {folder} holds no config.json, so it is not a model."
-    elif (base / expert.model_path).is_dir():
+    elif os.path.isdir(base / expert.model_path):  # noqa: PTH112
         yield (
             f'{where}.model_path: "{expert.model_path}" is taken for a hub id, although there is a folder of '
             f'that name; if you mean the folder, write "./{expert.model_path}".'
@@ -227,11 +227,18 @@ def _model_notices(config: MultiModelConfig) -> Iterator[str]:
         if expert.is_local or expert.model_path.count("/") > 1:
             continue
         snapshots = cache / f"models--{expert.model_path.replace('/', '--')}" / "snapshots"
-        if not snapshots.is_dir() or not any(snapshots.iterdir()):
+        if not any(_names(snapshots)):
             yield (
                 f"experts[{index}].model_path: {expert.model_path} is not in the local Hugging Face cache; "
                 "its first load downloads it."
             )
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)  # noqa: PTH208
+    except OSError:
+        return []
 
 
 def _hub_cache() -> Path:

@@ -110,17 +110,21 @@ def did_you_mean(word: str, valid: Sequence[str]) -> str:
 # ---------------------------------------------------------------- reading
 
 
-def open_to_others(path: Path, info: os.stat_result) -> str | None:
-    """Why a file must not be trusted because anyone on the machine could change it, or None."""
+def open_to_others(path: Path, given: Path, info: os.stat_result) -> str | None:
+    """Why a file must not be trusted because anyone on the machine could change it, or None.
+
+    `given` is how the file was reached: a link in an open folder can be turned elsewhere.
+    """
     if os.name != "posix":
         return None
     name = printable(str(path))
     if info.st_mode & stat.S_IWOTH:
         return f"anyone on this machine may write {name}; take that away: chmod o-w {name}"
-    folder = path.parent.stat()
-    if folder.st_mode & stat.S_IWOTH and not folder.st_mode & stat.S_ISVTX:
-        parent = printable(str(path.parent))
-        return f"anyone on this machine may replace files in {parent}; take that away: chmod o-w {parent}"
+    for folder in (path.parent, given.parent):
+        mode = folder.stat().st_mode
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            parent = printable(str(folder))
+            return f"anyone on this machine may replace files in {parent}; take that away: chmod o-w {parent}"
     return None
 
 
@@ -130,7 +134,7 @@ def read_private_file(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
     Raises ValueError with a one-line reason: missing, not a regular file, too large, writable by others.
     """
     try:
-        path = path.resolve(strict=True)
+        given, path = path, path.resolve(strict=True)
         # O_NONBLOCK: a pipe put where the file should be must not hang the server's start.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except FileNotFoundError:
@@ -147,7 +151,7 @@ def read_private_file(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
             raise ValueError("is a folder, not a file")
         if not stat.S_ISREG(info.st_mode):
             raise ValueError("is not a regular file")
-        if reason := open_to_others(path, info):
+        if reason := open_to_others(path, given, info):
             raise ValueError(reason)
         with open(handle, "rb", closefd=False) as file:
             content = file.read(limit + 1)
