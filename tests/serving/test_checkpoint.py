@@ -142,6 +142,26 @@ def test_mistrals_consolidated_duplicate_is_counted_once(tmp_path: Path) -> None
     assert inspect_checkpoint(directory).weights_bytes == 128
 
 
+def test_consolidated_file_is_the_one_that_counts_where_no_index_tells(tmp_path: Path) -> None:
+    directory = checkpoint(tmp_path, tensors={"a": np.zeros(64, np.float16)})
+    save_file(
+        {"tok_embeddings.weight": np.zeros(64, np.float16)}, str(directory / "consolidated.safetensors")
+    )
+    facts = inspect_checkpoint(directory)
+    assert (facts.weights_bytes, facts.files) == (128, ("consolidated.safetensors",))
+
+
+def test_tensor_stored_in_two_shards_is_counted_once(tmp_path: Path) -> None:
+    directory = checkpoint(tmp_path)
+    files: dict[str, dict[str, Any]] = {
+        "model-1.safetensors": {"a": np.zeros(8)},
+        "model-2.safetensors": {"b": np.zeros(8)},
+    }
+    shards(directory, files, "model.safetensors.index.json")
+    save_file({"a": np.zeros(8), "b": np.zeros(8)}, str(directory / "model-1.safetensors"))
+    assert inspect_checkpoint(directory).weights_bytes == 128
+
+
 def test_missing_shard_is_named(tmp_path: Path) -> None:
     directory = checkpoint(tmp_path)
     shards(

@@ -121,6 +121,8 @@ def test_required_kv_bytes_are_what_vllm_itself_asks_for() -> None:
         (8, 24, 4096),
         (12, 13, 128),
         (13, 12, 128),
+        (10, 14, 128),
+        (15, 10, 128),
         (1, 1, 512),
         (3, 17, 64),
     ]
