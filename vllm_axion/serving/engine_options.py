@@ -123,6 +123,17 @@ def owned_by_server(name: str) -> str | None:
     return None
 
 
+def whole_number(engine_args: Mapping[str, Any], name: str) -> int | None:
+    """The value of an option by its Python name, whatever its spelling in the file; None unless a number.
+
+    `whole_number({"--block-size": 64}, "block_size")` is 64.
+    """
+    for spelled, value in engine_args.items():
+        if canonical(spelled) == name and type(value) is int:
+            return value
+    return None
+
+
 def static_faults(
     engine_args: Mapping[str, Any], expert: Mapping[str, Any], loc: tuple[int | str, ...]
 ) -> list[Fault]:

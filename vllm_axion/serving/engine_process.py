@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process an expert's engine lives in: how it is made, and how it behaves.
 
-Every engine is forked from one *fork server* that has imported vLLM and the architectures of the configured experts
-once (`engine_template.py`). A load then costs no imports, and all engines share those pages. The fork server starts
-with its own environment (OpenMP runtime, waiting policy), which its children inherit; what differs between experts
-travels in vLLM's ``additional_config`` under the key ``vllm_axion``.
+Every engine is forked from one *fork server* that has imported vLLM and the architectures of the configured
+experts once (`engine_template.py`). A load then costs no imports, and all engines share those pages. The
+fork server starts with its own environment (OpenMP runtime, waiting policy), which its children inherit;
+what differs between experts travels in vLLM's ``additional_config`` under the key ``vllm_axion``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ARCHITECTURES_VARIABLE = "VLLM_AXION_ENGINE_ARCHITECTURES"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def engine_environment(architectures: Iterable[str] = ()) -> dict[str, str]:
+def engine_environment(architectures: Iterable[str], temporary: Path) -> dict[str, str]:
     """Environment of the fork server, and so of every engine, on top of the server's own.
 
     * One OpenMP runtime, torch's: a second one in the process makes every parallel region many times slower.
@@ -39,6 +39,8 @@ def engine_environment(architectures: Iterable[str] = ()) -> dict[str, str]:
     environment = {
         "OMP_WAIT_POLICY": "PASSIVE",
         "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
+        "TMPDIR": str(temporary),
+        "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore"),
         ARCHITECTURES_VARIABLE: ",".join(architectures),
     }
     preload = [p for p in os.environ.get("LD_PRELOAD", "").split(":") if p]
@@ -66,13 +68,15 @@ def _first_library(package: str, patterns: Iterable[str]) -> Path | None:
     return None
 
 
-def start_fork_server(architectures: Iterable[str]) -> None:
+def start_fork_server(architectures: Iterable[str], temporary: Path) -> None:
     """Start the fork server; returns at once, while it imports vLLM. Harmless when it runs already.
+
+    ``temporary`` is where engines put their temporary files.
 
     Must be called before anything else uses multiprocessing's fork server in this process.
     """
     multiprocessing.set_forkserver_preload(["vllm_axion.serving.engine_template"])
-    with _environment(engine_environment(architectures)):
+    with _environment(engine_environment(architectures, temporary)):
         forkserver.ensure_running()
 
 
@@ -107,11 +111,12 @@ def prepare_engine_process(settings: Mapping[str, Any]) -> None:
     """Make this process a good neighbour, before vLLM's worker is built.
 
     Args:
-        settings: ``threads`` (OpenMP threads), ``cores`` (logical CPUs it may run on), ``title``; all optional.
+        settings: ``threads`` (OpenMP threads), ``cores`` (logical CPUs it may run on), ``title``; all
+        optional.
     """
     die_with_parent()
-    # Ctrl-C in a terminal reaches every process of the group. The server decides when an engine ends, so that requests
-    # in flight are finished first.
+    # Ctrl-C in a terminal reaches every process of the group. The server decides when an engine ends, so
+    # that requests in flight are finished first.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if (cores := settings.get("cores")) and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {int(core) for core in cores})

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the fork server imports once, so that every engine forked from it starts with it in memory.
 
-Importing this module changes the process: it leaves the terminal's process group (Ctrl-C must not end engines that
-still have requests to finish) and freezes the garbage collector's view of what is imported, so that no collection in a
-child touches, and thereby copies, the pages it shares with the others. Only multiprocessing's fork server imports it.
+Importing this module changes the process: it leaves the terminal's process group (Ctrl-C must not end
+engines that still have requests to finish) and freezes the garbage collector's view of what is imported, so
+that no collection in a child touches, and thereby copies, the pages it shares with the others. Only
+multiprocessing's fork server imports it.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ def _import_everything() -> None:
     from vllm.plugins import load_general_plugins
 
     load_general_plugins()
-    import vllm.v1.engine.core
-    import vllm_axion.serving.engine_worker  # noqa: F401
     from vllm.model_executor.models import ModelRegistry
+
+    import vllm_axion.serving.engine_worker  # noqa: F401
 
     for architecture in filter(None, os.environ.get(ARCHITECTURES_VARIABLE, "").split(",")):
         registered = ModelRegistry.models.get(architecture)

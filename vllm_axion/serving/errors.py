@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Errors that reach a client: HTTP status, OpenAI's error shape and, where waiting helps, Retry-After.
 
-Everything the server refuses is one of these. The message is one line for the person who sent the request: what is
-wrong, and what would be right. It never holds a path of the machine or a traceback.
+Everything the server refuses is one of these. The message is one line for the person who sent the request:
+what is wrong, and what would be right. It never holds a path of the machine or a traceback.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One loaded expert: a vLLM engine in its own process, and vLLM's own OpenAI app in this one.
 
-This file (with `compat.py` and `engine_metrics.py`) is where the server reaches into vLLM beyond its documented hooks.
-Every reach is a function below whose docstring says why, since which version, and when it may go.
+This file (with `compat.py` and `engine_metrics.py`) is where the server reaches into vLLM beyond its
+documented hooks. Every reach is a function below whose docstring says why, since which version, and when it
+may go.
 """
 
 from __future__ import annotations
@@ -27,11 +28,14 @@ from vllm_axion.serving.engine_metrics import ExpertSeries
 from vllm_axion.serving.engine_options import engine_options
 from vllm_axion.serving.engine_process import ADDITIONAL_CONFIG_KEY
 from vllm_axion.serving.expert_spec import ExpertSpec
+from vllm_axion.serving.route_catalog import RouteCatalog
 
 logger = logging.getLogger("vllm_axion.engine")
 
 NO_REMOTE_MEDIA = ["remote-media.invalid"]
-"""vLLM takes an empty list of allowed media hosts for "any host"; a name that can never exist stands for "none"."""
+"""vLLM takes an empty list of allowed media hosts for "any host"; a name that can never exist stands for
+"none".
+"""
 
 _STOP_MARGIN_S = 5.0
 
@@ -47,9 +51,12 @@ class EngineCancelledError(EngineStartError):
 class ExpertEngine:
     """A started engine. Made by `EngineFactory.start`; all methods belong to the server's event loop."""
 
-    def __init__(self, spec: ExpertSpec, llm: Any, app: ASGIApp, process: BaseProcess, series: ExpertSeries) -> None:
+    def __init__(
+        self, spec: ExpertSpec, llm: Any, app: ASGIApp, process: BaseProcess, series: ExpertSeries
+    ) -> None:
         self.spec = spec
         self.app = app
+        self.routes = RouteCatalog(app, owner=spec.expert_id)
         self.process = process
         self._llm = llm
         self._series = series
@@ -89,8 +96,8 @@ class ExpertEngine:
         if state is not None:
             state._state.clear()
         del llm
-        # The app and the engine client refer to each other: without a collection they would stay until the next one
-        # that happens to look at old objects, with the tokenizer.
+        # The app and the engine client refer to each other: without a collection they would stay until the
+        # next one that happens to look at old objects, with the tokenizer.
         await asyncio.to_thread(gc.collect)
 
 
@@ -149,10 +156,14 @@ class EngineFactory:
             self._children_before = {p.pid or 0 for p in multiprocessing.active_children()}
         llm: Any = None
         try:
-            args, llm, process = await loop.run_in_executor(self._thread, self._start_llm, spec, series, stage)
+            args, llm, process = await loop.run_in_executor(
+                self._thread, self._start_llm, spec, series, stage
+            )
             tasks = await llm.get_supported_tasks()
             stage("app")
             app = await loop.run_in_executor(self._thread, _build_inner_app, args, llm, tasks)
+            if self._cancelled:
+                raise EngineCancelledError(spec.expert_id)
         except BaseException as error:
             if llm is not None:
                 await asyncio.to_thread(llm.shutdown, 0)
@@ -259,9 +270,9 @@ class EngineFactory:
 def use_fork_server() -> None:
     """Have vLLM fork engines from our fork server.
 
-    Why: vLLM's CPU platform sets VLLM_WORKER_MULTIPROC_METHOD to "spawn" in every configuration, and its check of that
-    variable refuses "forkserver"; each load would import vLLM anew (12 s instead of 1 s). The table of variables is
-    read at every use, so its entry can answer for us.
+    Why: vLLM's CPU platform sets VLLM_WORKER_MULTIPROC_METHOD to "spawn" in every configuration, and its
+    check of that variable refuses "forkserver"; each load would import vLLM anew (12 s instead of 1 s). The
+    table of variables is read at every use, so its entry can answer for us.
     Since: vLLM 0.32. May go when the CPU platform leaves the variable alone and it accepts "forkserver".
     """
     envs = importlib.import_module("vllm.envs")
@@ -269,13 +280,14 @@ def use_fork_server() -> None:
 
 
 def import_architecture(architectures: Sequence[str]) -> list[str]:
-    """Import the model classes in this process; returns the names of those vLLM does not know or cannot import.
+    """Import the model classes in this process; returns the names of those vLLM does not know or cannot
+    import.
 
-    Why: to know what an architecture can do, vLLM imports its class in a subprocess that first imports all of vLLM
-    (10 to 35 s, cached on disk per vLLM build), so that the caller never initialises CUDA. There is none here: a class
-    that is registered as itself is simply looked at.
-    Since: vLLM 0.32 (`ModelRegistry.models` and `load_model_cls` are not documented, `register_model` is). May go when
-    inspection can be told to happen in the calling process.
+    Why: to know what an architecture can do, vLLM imports its class in a subprocess that first imports all
+    of vLLM (10 to 35 s, cached on disk per vLLM build), so that the caller never initialises CUDA. There is
+    none here: a class that is registered as itself is simply looked at.
+    Since: vLLM 0.32 (`ModelRegistry.models` and `load_model_cls` are not documented, `register_model` is).
+    May go when inspection can be told to happen in the calling process.
     """
     registry = importlib.import_module("vllm.model_executor.models").ModelRegistry
     lazy = importlib.import_module("vllm.model_executor.models.registry")._LazyRegisteredModel
@@ -296,8 +308,8 @@ def import_architecture(architectures: Sequence[str]) -> list[str]:
 def engine_process(llm: Any) -> BaseProcess:
     """The one process of an engine.
 
-    Why: to notice its death at once, to read its memory and to be sure that it is gone; vLLM offers only `errored`.
-    Since: vLLM 0.32. May go when AsyncLLM tells its process.
+    Why: to notice its death at once, to read its memory and to be sure that it is gone; vLLM offers only
+    `errored`. Since: vLLM 0.32. May go when AsyncLLM tells its process.
     """
     processes: list[BaseProcess] = llm.engine_core.resources.engine_manager.processes
     if len(processes) != 1:
@@ -306,17 +318,20 @@ def engine_process(llm: Any) -> BaseProcess:
 
 
 class _DeathNotice:
-    """Stands where vLLM's error handler expects uvicorn's server, to set ``should_exit`` when the engine is dead.
+    """Stands where vLLM's error handler expects uvicorn's server, to set ``should_exit`` when the engine is
+    dead.
 
-    Why: `serve_http` would put the server there; the end of one engine must not end this one. The manager hears of
-    the death from the process itself. Since: vLLM 0.32. May go when the handler copes without a server.
+    Why: `serve_http` would put the server there; the end of one engine must not end this one. The manager
+    hears of the death from the process itself. Since: vLLM 0.32. May go when the handler copes without a
+    server.
     """
 
     should_exit = False
 
 
 def _build_inner_app(args: argparse.Namespace, llm: Any, tasks: Any) -> ASGIApp:
-    """vLLM's own FastAPI app for one engine. Runs in the loader thread: it takes longer than an event loop may block.
+    """vLLM's own FastAPI app for one engine. Runs in the loader thread: it takes longer than an event loop
+    may block.
 
     Why not `run_server`: it installs signal handlers and a watchdog that belong to a server with one engine.
     Since: vLLM 0.32 (module names; 0.33 moved them). May go when vLLM offers an app for a given engine.
@@ -328,6 +343,29 @@ def _build_inner_app(args: argparse.Namespace, llm: Any, tasks: Any) -> ASGIApp:
     asyncio.run(init_app_state(llm, app.state, args, tasks))
     app.state.server = _DeathNotice()
     return app  # type: ignore[no-any-return]
+
+
+def build_catalog_app(args: argparse.Namespace) -> Any:
+    """vLLM's app with the routes of every task and no engine: only its list of routes and its OpenAPI are
+    used.
+
+    Why: a path vLLM does not have must be answered 404 without loading a model, and `/docs` must show the
+    routes before one is loaded. Since: vLLM 0.32. May go when vLLM lists its routes.
+    """
+    from vllm.entrypoints.launchers.app import build_app
+
+    class AnyTask:
+        """Answers what route registration asks of a model's configuration, for a model that could do
+        anything.
+        """
+
+        io_processor_plugin = None
+
+        def get_pooling_task(self, tasks: Any) -> str:
+            return "embed"
+
+    tasks = ("generate", "embed", "classify", "transcription", "realtime")
+    return build_app(args, tasks, AnyTask())
 
 
 def _shut_down(llm: Any, process: BaseProcess, grace_s: float) -> None:

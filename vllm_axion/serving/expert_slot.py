@@ -98,7 +98,8 @@ class ExpertSlot:
     def note_failure(self, error: str, now: float, *, was_running: bool) -> None:
         """Remember a failed load or a dead engine, and when the next try may be.
 
-        The delay doubles with each failure in a row, up to a minute. An engine that had run well may come back at once.
+        The delay doubles with each failure in a row, up to a minute. An engine that had run well may come
+        back at once.
         """
         if was_running and now - self.loaded_at > _STABLE_AFTER_S:
             self.failures = 0

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loads experts when they are asked for, and unloads them when they are not.
 
-One loop is the only writer of who is in memory. It asks the pure functions of `residency.py` what to do, starts loads
-and unloads as tasks, and applies what comes of them. Requests meet it in two places: `acquire` takes a loaded expert at
-once or joins the queue for it, `release` gives it back.
+One loop is the only writer of who is in memory. It asks the pure functions of `residency.py` what to do,
+starts loads and unloads as tasks, and applies what comes of them. Requests meet it in two places: `acquire`
+takes a loaded expert at once or joins the queue for it, `release` gives it back.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from vllm_axion.serving.checkpoint import CheckpointError
 from vllm_axion.serving.config import MultiModelConfig
 from vllm_axion.serving.engine_metrics import ExpertSeries
 from vllm_axion.serving.errors import (
@@ -28,14 +27,18 @@ from vllm_axion.serving.errors import (
     ServingError,
     ShuttingDownError,
 )
-from vllm_axion.serving.expert_engine import EngineCancelledError, EngineFactory, EngineStartError, ExpertEngine
+from vllm_axion.serving.expert_engine import (
+    EngineFactory,
+    ExpertEngine,
+)
+from vllm_axion.serving.expert_loading import Loaded, NotLoaded, load_expert
 from vllm_axion.serving.expert_slot import ExpertSlot, Lease
-from vllm_axion.serving.expert_spec import ExpertSpec, inspect_expert
-from vllm_axion.serving.machine_memory import MachineMemory, process_memory, read_machine_memory
+from vllm_axion.serving.expert_spec import inspect_expert
+from vllm_axion.serving.machine_memory import MachineMemory, read_machine_memory
 from vllm_axion.serving.memory_budget import format_bytes
+from vllm_axion.serving.memory_watch import MemoryWatch
 from vllm_axion.serving.metrics import ServerMetrics, UnloadReason
 from vllm_axion.serving.residency import (
-    RESIDENT,
     Action,
     CancelLoad,
     Load,
@@ -46,28 +49,12 @@ from vllm_axion.serving.residency import (
     can_ever_fit,
     decide,
 )
+from vllm_axion.serving.residency_events import ResidencyEvents
+from vllm_axion.serving.safetensors_header import CheckpointError
 
 logger = logging.getLogger("vllm_axion.experts")
 
-_SAMPLE_EVERY_S = 5.0
-_PROGRESS_EVERY_S = 0.5
 _STOP_GRACE_S = 5.0
-_EVENTS_KEPT = 256
-
-
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    slot: ExpertSlot
-    engine: ExpertEngine
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class _NotLoaded:
-    slot: ExpertSlot
-    error: str
-    outcome: Literal["failed", "cancelled", "refused"]
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +75,7 @@ class _Asked:
     wish: Literal["load", "unload"]
 
 
-_Event = _Loaded | _NotLoaded | _Gone | _Died | _Asked
+_Event = Loaded | NotLoaded | _Gone | _Died | _Asked
 
 
 class LazyExpertManager:
@@ -106,17 +93,15 @@ class LazyExpertManager:
         self._config = config
         self._factory = factory
         self._metrics = metrics
-        self._read_memory = read_memory
         lazy = config.lazy_loading
         by_priority = sorted(config.experts, key=lambda e: e.priority)
         warm = {e.expert_id for e in by_priority[: lazy.warmup_pool_size]}
         self.slots: dict[str, ExpertSlot] = {
             e.expert_id: ExpertSlot(e, series[e.expert_id], e.expert_id in warm) for e in config.experts
         }
-        self._machine = read_memory()
-        self._other_bytes = 0
+        self._memory = MemoryWatch(self.slots.values(), factory.starting_pid, metrics, read_memory)
         self._rules = Rules(
-            allowed_bytes=int(self._machine.limit_bytes * lazy.memory_threshold),
+            allowed_bytes=int(self._memory.machine.limit_bytes * lazy.memory_threshold),
             max_loaded=lazy.max_loaded_experts,
             min_residency_s=lazy.min_residency_s,
             auto_unload_after_s=lazy.auto_unload_after_s,
@@ -127,7 +112,7 @@ class LazyExpertManager:
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop_task: asyncio.Task[None] | None = None
         self._closing = False
-        self._subscribers: set[asyncio.Queue[dict[str, Any] | None]] = set()
+        self.events = ResidencyEvents()
 
     # Life of the manager
 
@@ -138,11 +123,13 @@ class LazyExpertManager:
                 slot.spec = await asyncio.to_thread(inspect_expert, slot.config, self._config.base_dir)
             except CheckpointError as error:
                 slot.error = str(error)
-                slot.held_down = True  # not a candidate for the warm pool; a request tries again and gets the reason
+                slot.held_down = (
+                    True  # not a candidate for the warm pool; a request tries again and gets the reason
+                )
                 logger.warning("%s cannot be loaded: %s", slot.expert_id, error)
-        await self._sample_memory()
+        await self._memory.sample()
         self._loop_task = asyncio.create_task(self._run(), name="expert-manager")
-        self._spawn(self._keep_sampling())
+        self._memory.start(self._wake.set)
 
     async def stop(self, grace_s: float = _STOP_GRACE_S) -> None:
         """Refuse whoever waits, end every engine, and return when no process is left."""
@@ -162,8 +149,8 @@ class LazyExpertManager:
             *(self._end(slot, "shutdown", grace_s) for slot in self.slots.values() if slot.engine is not None)
         )
         self._apply_events()
-        for queue in self._subscribers:
-            _offer(queue, None)
+        self._memory.stop()
+        self.events.close()
         self._factory.close()
 
     @property
@@ -176,8 +163,7 @@ class LazyExpertManager:
         self._closing = True
         for slot in self.slots.values():
             self._refuse(slot, ShuttingDownError("the server is shutting down", retry_after_s=10))
-        for queue in self._subscribers:
-            _offer(queue, None)
+        self.events.close()
         self._wake.set()
 
     # Requests
@@ -196,15 +182,22 @@ class LazyExpertManager:
         """Experts that would answer at once."""
         return [slot.expert_id for slot in self.slots.values() if slot.state is State.LOADED]
 
+    def try_acquire(self, expert_id: str) -> Lease | None:
+        """A lease on the expert if it is loaded. Raises ModelNotFoundError."""
+        slot = self.slot(expert_id)
+        if slot.state is State.LOADED and slot.engine is not None:
+            return self._grant(slot, slot.engine, 0.0)
+        return None
+
     async def acquire(self, expert_id: str) -> Lease:
         """A lease on the expert, loading it first if need be. Cancelling the call leaves nothing behind.
 
         Raises:
             ModelNotFoundError, NeverFitsError, QueueFullError, CannotLoadNowError, ShuttingDownError.
         """
+        if (lease := self.try_acquire(expert_id)) is not None:
+            return lease
         slot = self.slot(expert_id)
-        if slot.state is State.LOADED and slot.engine is not None:
-            return self._grant(slot, slot.engine, 0.0)
         self._check_admission(slot)
         now = time.monotonic()
         future: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
@@ -255,7 +248,8 @@ class LazyExpertManager:
         now = time.monotonic()
         if slot.state is State.FAILED and slot.retry_at > now:
             raise CannotLoadNowError(
-                f"{slot.error}; the next try is in {slot.retry_at - now:.0f} s", retry_after_s=slot.retry_at - now
+                f"{slot.error}; the next try is in {slot.retry_at - now:.0f} s",
+                retry_after_s=slot.retry_at - now,
             )
         self._check_fits(slot)
         if sum(len(s.waiters) for s in self.slots.values()) >= self._config.limits.max_queue:
@@ -269,9 +263,10 @@ class LazyExpertManager:
         world = self._world()
         if not can_ever_fit(slot.need_bytes, slot.view(), world):
             self._metrics.request_rejected("never_fits")
+            need, allowed = format_bytes(slot.need_bytes), format_bytes(world.rules.allowed_bytes)
             raise NeverFitsError(
-                f"{slot.expert_id} needs {format_bytes(slot.need_bytes)} and this server may use"
-                f" {format_bytes(world.rules.allowed_bytes)}, part of it pinned; it can never be loaded here",
+                f"{slot.expert_id} needs {need}; this server may use {allowed}, what is pinned included, so"
+                " it can never be loaded here",
                 param="model",
             )
 
@@ -298,20 +293,6 @@ class LazyExpertManager:
         """Drain and unload the expert, or cancel its load; it stays unloaded until somebody asks for it."""
         self._tell(_Asked(self.slot(expert_id), "unload"))
 
-    @asynccontextmanager
-    async def subscribe(self) -> AsyncIterator[asyncio.Queue[dict[str, Any] | None]]:
-        """A queue of residency events, beginning with the state of every expert; ``None`` ends it."""
-        queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(_EVENTS_KEPT)
-        for slot in self.slots.values():
-            _offer(queue, _status_event("model_status", slot))
-        if self._closing:
-            _offer(queue, None)
-        self._subscribers.add(queue)
-        try:
-            yield queue
-        finally:
-            self._subscribers.discard(queue)
-
     # The loop
 
     def _tell(self, event: _Event) -> None:
@@ -323,7 +304,7 @@ class LazyExpertManager:
             now=time.monotonic(),
             experts=[slot.view() for slot in self.slots.values()],
             rules=self._rules,
-            other_bytes=self._other_bytes,
+            other_bytes=self._memory.other_bytes,
         )
 
     async def _run(self) -> None:
@@ -366,9 +347,9 @@ class LazyExpertManager:
     def _apply_events(self) -> None:
         while self._events:
             event = self._events.popleft()
-            if isinstance(event, _Loaded):
+            if isinstance(event, Loaded):
                 self._apply_loaded(event)
-            elif isinstance(event, _NotLoaded):
+            elif isinstance(event, NotLoaded):
                 self._apply_not_loaded(event)
             elif isinstance(event, _Gone):
                 self._apply_gone(event)
@@ -377,7 +358,7 @@ class LazyExpertManager:
             else:
                 self._apply_asked(event)
 
-    def _apply_loaded(self, event: _Loaded) -> None:
+    def _apply_loaded(self, event: Loaded) -> None:
         slot, now = event.slot, time.monotonic()
         slot.engine = event.engine
         event.engine.watch(lambda: self._tell(_Died(slot, event.engine)))
@@ -397,7 +378,7 @@ class LazyExpertManager:
         slot.waiters.clear()
         self._count(slot)
 
-    def _apply_not_loaded(self, event: _NotLoaded) -> None:
+    def _apply_not_loaded(self, event: NotLoaded) -> None:
         slot, now = event.slot, time.monotonic()
         slot.asked = False
         slot.stage = slot.progress = None
@@ -462,14 +443,9 @@ class LazyExpertManager:
 
     def _set_state(self, slot: ExpertSlot, state: State) -> None:
         slot.state = state
-        self._metrics.state_changed(slot.expert_id, "unloading" if state is State.DRAINING else state.value)
-        self._publish(slot)
+        self._metrics.state_changed(slot.expert_id, state)
+        self.events.publish(slot)
         self._wake.set()
-
-    def _publish(self, slot: ExpertSlot) -> None:
-        event = _status_event("status_change", slot)
-        for queue in self._subscribers:
-            _offer(queue, event)
 
     # Tasks of the loop
 
@@ -479,59 +455,11 @@ class LazyExpertManager:
         task.add_done_callback(self._tasks.discard)
 
     async def _load(self, slot: ExpertSlot) -> None:
-        began = time.monotonic()
-        limit = self._config.limits.load_timeout_s
-        progress = asyncio.create_task(self._report_progress(slot))
-        event: _Event
-        try:
-            spec = await asyncio.to_thread(inspect_expert, slot.config, self._config.base_dir)
-            slot.spec = spec
-            starting = asyncio.create_task(
-                self._factory.start(spec, slot.series, lambda stage: self._enter_stage(slot, stage))
-            )
-            done, _ = await asyncio.wait({starting}, timeout=limit)
-            if not done:
-                self._factory.cancel()
-                await asyncio.wait({starting})
-            engine = starting.result()
-            event = _Loaded(slot, engine, time.monotonic() - began)
-        except EngineCancelledError:
-            took = time.monotonic() - began
-            if took >= limit:
-                stalled = f"{slot.expert_id} did not load within {limit:.0f} s"
-                event = _NotLoaded(slot, stalled, "failed", took)
-            else:
-                event = _NotLoaded(slot, "", "cancelled", took)
-        except (CheckpointError, EngineStartError) as error:
-            event = _NotLoaded(slot, _as_sentence(slot, error), "failed", time.monotonic() - began)
-        except Exception:
-            logger.exception("loading %s failed", slot.expert_id)
-            event = _NotLoaded(
-                slot, f"{slot.expert_id} could not be loaded", "failed", time.monotonic() - began
-            )
-        finally:
-            progress.cancel()
-        self._tell(event)
-        await self._sample_memory()
-
-    def _enter_stage(self, slot: ExpertSlot, stage: str) -> None:
-        slot.stage = stage
-        self._publish(slot)
-
-    async def _report_progress(self, slot: ExpertSlot) -> None:
-        while True:
-            await asyncio.sleep(_PROGRESS_EVERY_S)
-            pid = self._factory.starting_pid()
-            spec: ExpertSpec | None = slot.spec
-            if pid is None or spec is None or spec.need is None:
-                continue
-            try:
-                held = (await asyncio.to_thread(process_memory, pid)).anonymous
-            except ProcessLookupError:
-                continue
-            expected = spec.need.weights + spec.need.second_copies + spec.need.kv
-            slot.progress = round(min(0.99, held / max(1, expected)), 3)
-            self._publish(slot)
+        limit_s = self._config.limits.load_timeout_s
+        base_dir = self._config.base_dir
+        self._tell(await load_expert(slot, self._factory, base_dir, limit_s, self.events.publish))
+        await self._memory.sample()
+        self._wake.set()
 
     async def _unload(self, slot: ExpertSlot, reason: UnloadReason) -> None:
         # Who is evicted is never cut off; an operator's unload waits only so long.
@@ -541,7 +469,9 @@ class LazyExpertManager:
             try:
                 await asyncio.wait_for(slot.drained.wait(), limit)
             except TimeoutError:
-                logger.warning("%s: %d requests cut off after %.0f s", slot.expert_id, slot.in_flight, limit or 0)
+                logger.warning(
+                    "%s: %d requests cut off after %.0f s", slot.expert_id, slot.in_flight, limit or 0
+                )
         await self._end(slot, reason, _STOP_GRACE_S)
 
     async def _end(self, slot: ExpertSlot, reason: UnloadReason, grace_s: float) -> None:
@@ -549,78 +479,10 @@ class LazyExpertManager:
             await slot.engine.stop(grace_s)
         self._tell(_Gone(slot, reason))
 
-    async def _keep_sampling(self) -> None:
-        while True:
-            await asyncio.sleep(_SAMPLE_EVERY_S)
-            await self._sample_memory()
-
-    async def _sample_memory(self) -> None:
-        """Measure the machine and the engines; in a thread, since the kernel takes its time with large processes."""
-        pids = {s.expert_id: s.engine.pid for s in self.slots.values() if s.engine is not None}
-        starting = self._factory.starting_pid()
-
-        def sample() -> tuple[MachineMemory, dict[str, int], int]:
-            held = {expert_id: _private_bytes(pid) for expert_id, pid in pids.items()}
-            return self._read_memory(), held, 0 if starting is None else _private_bytes(starting)
-
-        machine, held, half_loaded = await asyncio.to_thread(sample)
-        for expert_id, size in held.items():
-            slot = self.slots[expert_id]
-            if slot.engine is not None:
-                slot.measured_bytes = size
-                need = None if slot.spec is None else slot.spec.need
-                self._metrics.expert_memory(
-                    expert_id,
-                    weights=0 if need is None else need.weights + need.second_copies,
-                    kv=0 if slot.spec is None else slot.spec.kv_bytes,
-                    process=size,
-                )
-        self._machine = machine
-        self._other_bytes = max(0, machine.used_bytes - sum(held.values()) - half_loaded)
-        reserved = sum(s.view().held_bytes for s in self.slots.values() if s.state in RESIDENT)
-        self._metrics.memory_measured(
-            limit=machine.limit_bytes, allowed=self._rules.allowed_bytes, reserved=reserved
-        )
-        self._wake.set()
-
     def memory(self) -> dict[str, Any]:
         """The memory part of ``/stats``, in bytes."""
-        reserved = sum(s.view().held_bytes for s in self.slots.values() if s.state in RESIDENT)
-        return {
-            "limit_bytes": self._machine.limit_bytes,
-            "limit_source": self._machine.source,
-            "allowed_bytes": self._rules.allowed_bytes,
-            "reserved_bytes": reserved,
-            "others_bytes": self._other_bytes,
-        }
+        return self._memory.report(self._rules.allowed_bytes)
 
     def views(self) -> Sequence[ExpertSlot]:
         """Every expert's record, in the order of the configuration."""
         return list(self.slots.values())
-
-
-def _private_bytes(pid: int) -> int:
-    """Memory that would come back if the process ended."""
-    try:
-        memory = process_memory(pid)
-    except ProcessLookupError:
-        return 0
-    return memory.pss if memory.pss is not None else max(0, memory.rss - memory.shared)
-
-
-def _as_sentence(slot: ExpertSlot, error: Exception) -> str:
-    text = str(error)
-    return text if text.startswith(slot.expert_id) else f"{slot.expert_id} could not be loaded: {text}"
-
-
-def _status_event(kind: str, slot: ExpertSlot) -> dict[str, Any]:
-    status = slot.public_status()
-    value = status.pop("value")
-    return {"model": slot.expert_id, "event": kind, "data": {"status": value, **status}}
-
-
-def _offer(queue: asyncio.Queue[dict[str, Any] | None], event: dict[str, Any] | None) -> None:
-    # A subscriber that reads too slowly loses the oldest events, never the newest state.
-    if queue.full():
-        queue.get_nowait()
-    queue.put_nowait(event)

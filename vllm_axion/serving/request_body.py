@@ -49,7 +49,9 @@ class RequestBody:
         """The conversation to route on, as OpenAI chat messages; a plain prompt becomes one user message."""
         for name in ("messages", "input"):
             value = self.data.get(name)
-            if isinstance(value, list) and any(isinstance(m, dict) and ("role" in m or "content" in m) for m in value):
+            if isinstance(value, list) and any(
+                isinstance(m, dict) and ("role" in m or "content" in m) for m in value
+            ):
                 return [m for m in value if isinstance(m, dict)]
         for name in _TEXT_FIELDS:
             value = self.data.get(name)
@@ -64,18 +66,24 @@ def parse_body(raw: bytes, content_type: str, query: bytes = b"") -> RequestBody
     """Read a request's body; ``query`` is the URL's query string, which may name the model instead.
 
     Raises:
-        BadRequestError: the body claims to be JSON and is not, or is not an object, or ``model`` is not a string.
+        BadRequestError: the body claims to be JSON and is not, or is not an object, or ``model`` is not a
+        string.
     """
     media_type = content_type.split(";")[0].strip().lower()
     if media_type == "multipart/form-data":
         return RequestBody(raw, model=_name(_form_field(raw, content_type, "model")))
-    looks_json = media_type == "application/json" or media_type.endswith("+json") or not media_type
-    if not raw or not looks_json:
+    if not raw:
         return RequestBody(raw, model=_name(_query_field(query, "model")))
+    # A web page may send other types to any address without asking; JSON it may not. vLLM refuses them too.
+    if media_type != "application/json" and not media_type.endswith("+json"):
+        shown = media_type[:80] or "missing"
+        raise BadRequestError(f"the Content-Type is {shown}; send the body as Content-Type: application/json")
     data = _parse_object(raw)
     model = data.get("model")
     if model is not None and not isinstance(model, str):
-        raise BadRequestError(f"model is {type(model).__name__}, it must be a string or absent", param="model")
+        raise BadRequestError(
+            f"model is {type(model).__name__}, it must be a string or absent", param="model"
+        )
     return RequestBody(raw, data, _name(model), data.get("stream") is True, True)
 
 

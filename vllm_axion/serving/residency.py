@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who stays in memory: the decisions of the expert manager as pure functions.
 
-``decide`` looks at a picture of the world and says what to do now and when to look again. It has no clock, no process
-and no lock, so every rule can be tested alone. The rules, in order:
+``decide`` looks at a picture of the world and says what to do now and when to look again. It has no clock,
+no process and no lock, so every rule can be tested alone. The rules, in order:
 
 1. Loads happen one at a time (building a vLLM configuration writes to the process environment).
 2. An expert that nobody used for ``auto_unload_after_s`` is unloaded; pinned and warm ones are exempt.
-3. What requests wait for comes first, oldest wait first; then what an operator asked for; then the warm pool, which
-   only ever takes memory that is free.
-4. Room is made by unloading idle experts: longest idle first, weighted by what it costs to load them again, warm ones
-   last. A busy or a pinned expert is never a victim, nor one that has just been loaded (``min_residency_s``).
-5. If the head of the queue has waited long and only busy experts are in its way, the one loaded longest takes no new
-   requests, finishes those it has, and then makes room: nobody is cut off and nobody starves.
+3. What requests wait for comes first, oldest wait first; then what an operator asked for; then the warm
+   pool, which only ever takes memory that is free.
+4. Room is made by unloading idle experts: longest idle first, weighted by what it costs to load them again,
+   warm ones last. A busy or a pinned expert is never a victim, nor one that has just been loaded
+   (``min_residency_s``).
+5. If the head of the queue has waited long and only busy experts are in its way, the one loaded longest
+   takes no new requests, finishes those it has, and then makes room: nobody is cut off and nobody starves.
 """
 
 from __future__ import annotations
@@ -111,7 +112,9 @@ _Fits = Callable[[Sequence["ExpertView"]], bool]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do now, and when to decide again even if nothing happens (``None``: only when something happens)."""
+    """What to do now, and when to decide again even if nothing happens (``None``: only when something
+    happens).
+    """
 
     actions: tuple[Action, ...] = ()
     wake_at: float | None = None
@@ -124,7 +127,9 @@ def can_ever_fit(need_bytes: int, expert: ExpertView, world: World) -> bool:
 
 
 def residency_floor_s(expert: ExpertView, rules: Rules) -> float:
-    """How long an expert stays at least once loaded: five times what it cost to load, at most ``min_residency_s``."""
+    """How long an expert stays at least once loaded: five times what it cost to load, at most
+    ``min_residency_s``.
+    """
     return min(rules.min_residency_s, 5.0 * expert.reload_s)
 
 
@@ -222,12 +227,16 @@ def _victims(
     world: World,
     fits: _Fits,
 ) -> tuple[list[ExpertView], float | None]:
-    """The smallest set of victims, in order of worth; or nothing and the time at which trying again makes sense."""
+    """The smallest set of victims, in order of worth; or nothing and the time at which trying again makes
+    sense.
+    """
     now, rules = world.now, world.rules
     removable = [e for e in staying if not e.pinned]
     ripe = [e for e in removable if now - e.loaded_at >= residency_floor_s(e, rules)]
     unripe_until = [
-        e.loaded_at + residency_floor_s(e, rules) for e in removable if e not in ripe and e.state is State.LOADED
+        e.loaded_at + residency_floor_s(e, rules)
+        for e in removable
+        if e not in ripe and e.state is State.LOADED
     ]
 
     idle = [e for e in ripe if _is_idle(e)]

