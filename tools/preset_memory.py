@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from vllm_axion.serving.config import PRESETS, ExpertConfig, MultiModelConfig
+from vllm_axion.serving.engine_options import whole_number
 from vllm_axion.serving.memory_budget import (
     DEFAULT_MAX_NUM_BATCHED_TOKENS,
     KV_BLOCK_TOKENS,
@@ -110,12 +111,12 @@ MODELS = {
 
 def batched_tokens(expert: ExpertConfig) -> int:
     """Tokens of one step of the expert's engine."""
-    return int(expert.engine_args.get("max_num_batched_tokens", DEFAULT_MAX_NUM_BATCHED_TOKENS))
+    return whole_number(expert.engine_args, "max_num_batched_tokens") or DEFAULT_MAX_NUM_BATCHED_TOKENS
 
 
 def block_tokens(expert: ExpertConfig) -> int:
     """Tokens of one block of the expert's KV cache."""
-    return int(expert.engine_args.get("block_size", KV_BLOCK_TOKENS))
+    return whole_number(expert.engine_args, "block_size") or KV_BLOCK_TOKENS
 
 
 def least_kv_bytes(expert: ExpertConfig) -> int:

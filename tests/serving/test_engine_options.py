@@ -17,6 +17,7 @@ from vllm_axion.serving.engine_options import (
     owned_by_server,
     serve_parser,
     static_faults,
+    whole_number,
 )
 
 
@@ -45,6 +46,13 @@ def fault(parser: argparse.ArgumentParser, **args: Any) -> str:
 @pytest.mark.parametrize("name", ["max_num_seqs", "max-num-seqs", "--max-num-seqs"])
 def test_option_may_be_spelled_as_name_or_flag(name: str) -> None:
     assert canonical(name) == "max_num_seqs"
+
+
+def test_whole_number_is_read_in_any_spelling_and_nothing_else_is() -> None:
+    for name in ("block_size", "block-size", "--block-size"):
+        assert whole_number({"seed": 1, name: 64}, "block_size") == 64
+    for value in (True, "64", 64.0, None):
+        assert whole_number({"block_size": value}, "block_size") is None
 
 
 @pytest.mark.parametrize(
