@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from multiprocessing import forkserver
 from pathlib import Path
@@ -30,7 +31,7 @@ ARCHITECTURES_VARIABLE = "VLLM_AXION_ENGINE_ARCHITECTURES"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def engine_environment(architectures: Iterable[str], temporary: Path) -> dict[str, str]:
+def engine_environment(architectures: Iterable[str]) -> dict[str, str]:
     """Environment of the fork server, and so of every engine, on top of the server's own.
 
     * One OpenMP runtime, torch's: a second one in the process makes every parallel region many times slower.
@@ -39,7 +40,6 @@ def engine_environment(architectures: Iterable[str], temporary: Path) -> dict[st
     environment = {
         "OMP_WAIT_POLICY": "PASSIVE",
         "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
-        "TMPDIR": str(temporary),
         "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore"),
         ARCHITECTURES_VARIABLE: ",".join(architectures),
     }
@@ -68,15 +68,13 @@ def _first_library(package: str, patterns: Iterable[str]) -> Path | None:
     return None
 
 
-def start_fork_server(architectures: Iterable[str], temporary: Path) -> None:
+def start_fork_server(architectures: Iterable[str]) -> None:
     """Start the fork server; returns at once, while it imports vLLM. Harmless when it runs already.
-
-    ``temporary`` is where engines put their temporary files.
 
     Must be called before anything else uses multiprocessing's fork server in this process.
     """
     multiprocessing.set_forkserver_preload(["vllm_axion.serving.engine_template"])
-    with _environment(engine_environment(architectures, temporary)):
+    with _environment(engine_environment(architectures)):
         forkserver.ensure_running()
 
 
@@ -120,6 +118,8 @@ def prepare_engine_process(settings: Mapping[str, Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if (cores := settings.get("cores")) and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {int(core) for core in cores})
+    if folder := settings.get("folder"):
+        os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
     if title := settings.get("title"):
         import setproctitle
 

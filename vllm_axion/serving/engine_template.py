@@ -9,6 +9,7 @@ multiprocessing's fork server imports it.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import os
@@ -35,5 +36,8 @@ def _import_everything() -> None:
 
 
 _import_everything()
+# The fork server ends with the server and holds nothing; taking vLLM apart would print its libraries' leak
+# reports.
+atexit.register(os._exit, 0)
 gc.collect()
 gc.freeze()

@@ -15,6 +15,9 @@ import gc
 import importlib
 import logging
 import multiprocessing
+import os
+import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +27,7 @@ from typing import Any
 
 from starlette.types import ASGIApp
 
+from vllm_axion.serving.config import ExpertConfig
 from vllm_axion.serving.engine_metrics import ExpertSeries
 from vllm_axion.serving.engine_options import engine_options
 from vllm_axion.serving.engine_process import ADDITIONAL_CONFIG_KEY
@@ -37,7 +41,7 @@ NO_REMOTE_MEDIA = ["remote-media.invalid"]
 "none".
 """
 
-_STOP_MARGIN_S = 5.0
+_KILL_TAKES_S = 10.0  # at most: the kernel has gigabytes to take back
 
 
 class EngineStartError(RuntimeError):
@@ -52,7 +56,13 @@ class ExpertEngine:
     """A started engine. Made by `EngineFactory.start`; all methods belong to the server's event loop."""
 
     def __init__(
-        self, spec: ExpertSpec, llm: Any, app: ASGIApp, process: BaseProcess, series: ExpertSeries
+        self,
+        spec: ExpertSpec,
+        llm: Any,
+        app: ASGIApp,
+        process: BaseProcess,
+        series: ExpertSeries,
+        folder: Path,
     ) -> None:
         self.spec = spec
         self.app = app
@@ -60,6 +70,7 @@ class ExpertEngine:
         self.process = process
         self._llm = llm
         self._series = series
+        self._folder = folder
         self._watching: asyncio.AbstractEventLoop | None = None
         self._pid = process.pid or 0
 
@@ -84,14 +95,19 @@ class ExpertEngine:
             self._watching.remove_reader(self.process.sentinel)
             self._watching = None
 
-    async def stop(self, grace_s: float) -> None:
-        """End the engine's process (killed after ``grace_s``) and let go of its app. Harmless twice."""
+    async def stop(self) -> None:
+        """End the engine's process and let go of its app. Harmless twice.
+
+        The process is killed: whoever calls this has waited for its requests, it keeps nothing, and taking
+        itself apart would cost it a second of both cores.
+        """
         self._unwatch()
         llm, self._llm = self._llm, None
         if llm is None:
             return
-        await asyncio.to_thread(_shut_down, llm, self.process, grace_s)
+        await asyncio.to_thread(_shut_down, llm, self.process)
         self._series.engine_stopped()
+        shutil.rmtree(self._folder, ignore_errors=True)
         state = getattr(self.app, "state", None)
         if state is not None:
             state._state.clear()
@@ -110,6 +126,7 @@ class EngineFactory:
         base_dir: folder of the configuration file, where relative paths in ``engine_args`` start.
         allowed_media_domains: hosts images may be fetched from.
         threads: OpenMP threads per engine.
+        run_directory: private folder for the sockets to the engines.
     """
 
     def __init__(
@@ -120,7 +137,9 @@ class EngineFactory:
         *,
         allowed_media_domains: Sequence[str] = (),
         threads: int,
+        run_directory: Path,
     ) -> None:
+        self._run_directory = run_directory
         self._parser = parser
         self._base_args = base_args
         self._base_dir = base_dir
@@ -155,9 +174,11 @@ class EngineFactory:
             self._starting = spec.expert_id
             self._children_before = {p.pid or 0 for p in multiprocessing.active_children()}
         llm: Any = None
+        # vLLM leaves the names of its sockets behind: one folder a load, removed with the engine.
+        folder = Path(tempfile.mkdtemp(dir=self._run_directory))
         try:
             args, llm, process = await loop.run_in_executor(
-                self._thread, self._start_llm, spec, series, stage
+                self._thread, self._start_llm, spec, series, folder, stage
             )
             tasks = await llm.get_supported_tasks()
             stage("app")
@@ -168,6 +189,7 @@ class EngineFactory:
             if llm is not None:
                 await asyncio.to_thread(llm.shutdown, 0)
             series.engine_stopped()
+            shutil.rmtree(folder, ignore_errors=True)
             if isinstance(error, Exception):
                 if self._cancelled:
                     raise EngineCancelledError(f"loading {spec.expert_id} was cancelled") from None
@@ -177,7 +199,7 @@ class EngineFactory:
         finally:
             with self._start_lock:
                 self._starting = None
-        return ExpertEngine(spec, llm, app, process, series)
+        return ExpertEngine(spec, llm, app, process, series, folder)
 
     def starting_pid(self) -> int | None:
         """Process id of the engine being started, once it exists."""
@@ -197,12 +219,12 @@ class EngineFactory:
             return []
         return [p for p in multiprocessing.active_children() if p.pid not in self._children_before]
 
-    def expert_args(self, spec: ExpertSpec) -> argparse.Namespace:
-        """The namespace vLLM's server would have got from the command line, had this expert been alone.
+    def options(self, config: ExpertConfig) -> argparse.Namespace:
+        """What vLLM's serve parser would have got for this expert, its model and memory aside: the options of
+        this server's command line, overridden by the file.
 
         Raises EngineStartError where ``engine_args`` do not fit the installed vLLM.
         """
-        config = spec.config
         args = copy.deepcopy(self._base_args)
         values, faults = engine_options(config.engine_args, self._parser, self._base_dir)
         if faults:
@@ -215,34 +237,41 @@ class EngineFactory:
                 values[name] = getattr(config, name)
         # Without inductor a load takes a second instead of a minute; `"enforce_eager": false` asks for it.
         values.setdefault("enforce_eager", True)
-        additional = dict(values.get("additional_config") or getattr(args, "additional_config", None) or {})
+        vars(args).update(values)
+        return args
+
+    def expert_args(self, spec: ExpertSpec, folder: Path) -> argparse.Namespace:
+        """`options`, completed for one load that keeps its temporary files in ``folder``."""
+        config = spec.config
+        args = self.options(config)
+        additional = dict(getattr(args, "additional_config", None) or {})
         additional[ADDITIONAL_CONFIG_KEY] = {
             "executor": "uni",
             "threads": self._threads,
             "title": f"vllm-axion: {config.expert_id}",
+            "folder": str(folder),
         }
-        values |= {
-            "model": spec.model,
-            "model_tag": spec.model,
-            "served_model_name": [config.expert_id],
-            "kv_cache_memory_bytes": spec.kv_bytes,
-            "allowed_media_domains": self._allowed_media_domains or NO_REMOTE_MEDIA,
-            "allowed_local_media_path": "",
-            "additional_config": additional,
-            "worker_cls": "vllm_axion.serving.engine_worker.ExpertWorker",
+        vars(args).update(
+            model=spec.model,
+            model_tag=spec.model,
+            served_model_name=[config.expert_id],
+            kv_cache_memory_bytes=spec.kv_bytes,
+            allowed_media_domains=self._allowed_media_domains or NO_REMOTE_MEDIA,
+            allowed_local_media_path="",
+            additional_config=additional,
+            worker_cls="vllm_axion.serving.engine_worker.ExpertWorker",
             # What the outer server does for all experts at once.
-            "api_key": None,
-            "middleware": [],
-            "allowed_origins": [],
-            "root_path": None,
-            "disable_fastapi_docs": True,
-            "enable_request_id_headers": False,
-        }
-        vars(args).update(values)
+            api_key=None,
+            middleware=[],
+            allowed_origins=[],
+            root_path=None,
+            disable_fastapi_docs=True,
+            enable_request_id_headers=False,
+        )
         return args
 
     def _start_llm(
-        self, spec: ExpertSpec, series: ExpertSeries, stage: Callable[[str], None]
+        self, spec: ExpertSpec, series: ExpertSeries, folder: Path, stage: Callable[[str], None]
     ) -> tuple[argparse.Namespace, Any, BaseProcess]:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.usage.usage_lib import UsageContext
@@ -250,7 +279,8 @@ class EngineFactory:
 
         stage("config")
         use_fork_server()
-        args = self.expert_args(spec)
+        os.environ["VLLM_RPC_BASE_PATH"] = str(folder)
+        args = self.expert_args(spec, folder)
         import_architecture(() if spec.facts is None else (spec.facts.architecture,))
         engine_args = AsyncEngineArgs.from_cli_args(args)
         vllm_config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
@@ -368,12 +398,9 @@ def build_catalog_app(args: argparse.Namespace) -> Any:
     return build_app(args, tasks, AnyTask())
 
 
-def _shut_down(llm: Any, process: BaseProcess, grace_s: float) -> None:
-    llm.shutdown(timeout=grace_s)
-    process.join(_STOP_MARGIN_S)
-    if process.is_alive():
-        process.kill()
-        process.join(_STOP_MARGIN_S)
+def _shut_down(llm: Any, process: BaseProcess) -> None:
+    llm.shutdown(timeout=0)
+    process.join(_KILL_TAKES_S)
 
 
 def _one_line(error: BaseException, spec: ExpertSpec) -> str:

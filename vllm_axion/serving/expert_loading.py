@@ -68,7 +68,9 @@ async def load_expert(
 
     progress = asyncio.create_task(_report_progress(slot, factory, publish))
     try:
-        slot.spec = await asyncio.to_thread(inspect_expert, slot.config, base_dir)
+        slot.spec = await asyncio.to_thread(
+            inspect_expert, slot.config, base_dir, factory.options(slot.config)
+        )
         starting = asyncio.create_task(factory.start(slot.spec, slot.series, enter))
         done, _ = await asyncio.wait({starting}, timeout=limit_s)
         while not done:  # again and again: the process may not have existed yet

@@ -5,12 +5,21 @@ will take.
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_axion.serving.checkpoint import CheckpointFacts, find_local_checkpoint, inspect_checkpoint
 from vllm_axion.serving.config import ExpertConfig, MultiModelConfig
-from vllm_axion.serving.memory_budget import FALLBACK_KV_BYTES, MemoryNeed, default_kv_bytes, predict_need
+from vllm_axion.serving.memory_budget import (
+    DEFAULT_MAX_NUM_BATCHED_TOKENS,
+    FALLBACK_KV_BYTES,
+    KV_BLOCK_TOKENS,
+    MemoryNeed,
+    default_kv_bytes,
+    predict_need,
+)
 from vllm_axion.serving.safetensors_header import CheckpointError
 
 
@@ -38,8 +47,8 @@ class ExpertSpec:
         return 0 if self.need is None else self.need.total
 
 
-def inspect_expert(config: ExpertConfig, base_dir: Path) -> ExpertSpec:
-    """Read the expert's checkpoint headers and predict what it takes.
+def inspect_expert(config: ExpertConfig, base_dir: Path, options: argparse.Namespace) -> ExpertSpec:
+    """Read the expert's checkpoint headers and predict what it takes when served with these options of vLLM.
 
     Raises:
         CheckpointError: its files are missing, truncated or corrupt. The message holds no path of the
@@ -52,19 +61,23 @@ def inspect_expert(config: ExpertConfig, base_dir: Path) -> ExpertSpec:
             raise CheckpointError(f"{Path(model).name}: there is no such model directory on the server")
         return ExpertSpec(config, model, config.kv_cache_memory or FALLBACK_KV_BYTES)
     facts = inspect_checkpoint(local)
+    batched = options.max_num_batched_tokens or DEFAULT_MAX_NUM_BATCHED_TOKENS
     kv_bytes = config.kv_cache_memory or default_kv_bytes(
         facts,
-        config.max_model_len,
-        config.max_num_seqs,
-        kv_cache_dtype=config.kv_cache_dtype,
-        dtype=config.dtype,
+        options.max_model_len,
+        options.max_num_seqs,
+        kv_cache_dtype=options.kv_cache_dtype,
+        dtype=options.dtype,
+        max_num_batched_tokens=batched,
+        block_tokens=options.block_size or KV_BLOCK_TOKENS,
     )
     need = predict_need(
         facts,
-        dtype=config.dtype,
+        dtype=options.dtype,
         kv_bytes=kv_bytes,
-        quantization=config.quantization,
-        max_num_seqs=config.max_num_seqs,
+        quantization=options.quantization,
+        max_num_seqs=options.max_num_seqs,
+        max_num_batched_tokens=batched,
     )
     return ExpertSpec(config, model, kv_bytes, facts, need)
 
@@ -73,10 +86,8 @@ def architectures(config: MultiModelConfig) -> list[str]:
     """Architectures of the experts whose checkpoints are on this machine, each once."""
     found: dict[str, None] = {}
     for expert in config.experts:
-        try:
-            facts = inspect_expert(expert, config.base_dir).facts
-        except CheckpointError:
-            continue  # said when the manager starts
-        if facts is not None:
-            found[facts.architecture] = None
+        local = find_local_checkpoint(expert.resolved_model(config.base_dir))
+        with contextlib.suppress(CheckpointError):  # said when the manager starts
+            if local is not None:
+                found[inspect_checkpoint(local).architecture] = None
     return list(found)

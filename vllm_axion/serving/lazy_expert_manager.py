@@ -29,6 +29,7 @@ from vllm_axion.serving.errors import (
 )
 from vllm_axion.serving.expert_engine import (
     EngineFactory,
+    EngineStartError,
     ExpertEngine,
 )
 from vllm_axion.serving.expert_loading import Loaded, NotLoaded, load_expert
@@ -54,7 +55,7 @@ from vllm_axion.serving.safetensors_header import CheckpointError
 
 logger = logging.getLogger("vllm_axion.experts")
 
-_STOP_GRACE_S = 5.0
+_STOP_TAKES_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +121,11 @@ class LazyExpertManager:
         """Read every checkpoint's metadata, then begin to decide; the warm pool starts loading."""
         for slot in self.slots.values():
             try:
-                slot.spec = await asyncio.to_thread(inspect_expert, slot.config, self._config.base_dir)
-            except CheckpointError as error:
+                options = self._factory.options(slot.config)
+                slot.spec = await asyncio.to_thread(
+                    inspect_expert, slot.config, self._config.base_dir, options
+                )
+            except (CheckpointError, EngineStartError) as error:
                 slot.error = str(error)
                 slot.held_down = (
                     True  # not a candidate for the warm pool; a request tries again and gets the reason
@@ -131,7 +135,7 @@ class LazyExpertManager:
         self._loop_task = asyncio.create_task(self._run(), name="expert-manager")
         self._memory.start(self._wake.set)
 
-    async def stop(self, grace_s: float = _STOP_GRACE_S) -> None:
+    async def stop(self) -> None:
         """Refuse whoever waits, end every engine, and return when no process is left."""
         self._closing = True
         for slot in self.slots.values():
@@ -142,11 +146,11 @@ class LazyExpertManager:
             await self._loop_task
         for task in list(self._tasks):
             if task.get_name() in ("load", "unload"):
-                await asyncio.wait({task}, timeout=grace_s + _STOP_GRACE_S)
+                await asyncio.wait({task}, timeout=_STOP_TAKES_S)
             task.cancel()
         self._apply_events()
         await asyncio.gather(
-            *(self._end(slot, "shutdown", grace_s) for slot in self.slots.values() if slot.engine is not None)
+            *(self._end(slot, "shutdown") for slot in self.slots.values() if slot.engine is not None)
         )
         self._apply_events()
         self._memory.stop()
@@ -410,7 +414,7 @@ class LazyExpertManager:
         slot.note_failure(error, time.monotonic(), was_running=True)
         if slot.state is State.LOADED:
             self._set_state(slot, State.FAILED)
-            self._spawn(self._end(slot, "failed", 0.0), "unload")
+            self._spawn(self._end(slot, "failed"), "unload")
 
     def _apply_asked(self, event: _Asked) -> None:
         slot = event.slot
@@ -472,11 +476,11 @@ class LazyExpertManager:
                 logger.warning(
                     "%s: %d requests cut off after %.0f s", slot.expert_id, slot.in_flight, limit or 0
                 )
-        await self._end(slot, reason, _STOP_GRACE_S)
+        await self._end(slot, reason)
 
-    async def _end(self, slot: ExpertSlot, reason: UnloadReason, grace_s: float) -> None:
+    async def _end(self, slot: ExpertSlot, reason: UnloadReason) -> None:
         if slot.engine is not None:
-            await slot.engine.stop(grace_s)
+            await slot.engine.stop()
         self._tell(_Gone(slot, reason))
 
     def memory(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import copy
 import dataclasses
+import gc
 import importlib.metadata
 import logging
 import os
@@ -16,9 +17,11 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Generator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 import uvicorn
+import uvloop
 from rich.console import Console
 from starlette.applications import Starlette
 
@@ -72,10 +75,11 @@ def run(config_path: str, args: argparse.Namespace) -> NoReturn:
         )
     console.print("  starting engine template (imports vLLM once for all engines) …", markup=False)
     with run_directory() as folder:
-        os.environ["VLLM_RPC_BASE_PATH"] = str(folder)
-        start_fork_server(known, folder)
+        start_fork_server(known)
         import_architecture(known)
-        forced = asyncio.run(_serve(config, args, keys, listening, console))
+        # Not asyncio.run: it would wait for threads that have nothing left to do.
+        loop = uvloop.new_event_loop()
+        forced = loop.run_until_complete(_serve(config, args, keys, listening, folder, console))
     _leave(1 if forced else 0)
 
 
@@ -95,6 +99,7 @@ async def _serve(
     args: argparse.Namespace,
     keys: list[AccessKey],
     listening: socket.socket,
+    folder: Path,
     console: Console,
 ) -> bool:
     """Run the server; returns whether it was made to stop without draining."""
@@ -107,6 +112,7 @@ async def _serve(
         config.base_dir,
         allowed_media_domains=config.server.allowed_media_domains,
         threads=engine_threads(),
+        run_directory=folder,
     )
     manager = LazyExpertManager(config, factory, series, metrics)
     catalog = RouteCatalog(build_catalog_app(copy.deepcopy(args)), OWN_PATHS)
@@ -122,17 +128,19 @@ async def _serve(
         show_docs=not args.disable_fastapi_docs,
     )
     drain_s = config.lazy_loading.drain_timeout_s
-    stop_grace_s = 5.0
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         await manager.start()
+        # What is imported stays: a collection then looks at little, and does not stop the loop for half a second.
+        gc.collect()
+        gc.freeze()
         greeting = asyncio.create_task(_greet(manager, args, console))
         try:
             yield
         finally:
             greeting.cancel()
-            await manager.stop(0.0 if server.force_exit else stop_grace_s)
+            await manager.stop()
 
     app = pages.build(keys, [*config.server.cors_origins, *args.allowed_origins], lifespan)
     uvicorn_config = uvicorn.Config(

@@ -70,7 +70,14 @@ class Rules:
     max_loaded: int
     min_residency_s: float = 10.0
     auto_unload_after_s: float = 300.0
+    """0: never."""
     lazy: bool = True
+    """False: every expert is kept loaded as if it were in the warm pool."""
+
+    @property
+    def unloads_idle(self) -> bool:
+        """Whether an expert nobody uses is ever unloaded for that."""
+        return self.lazy and self.auto_unload_after_s > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +151,7 @@ def decide(world: World) -> Plan:
     wakes: list[float] = []
 
     for expert in world.experts:
-        if not _is_idle(expert) or is_protected(expert) or not world.rules.lazy or expert.asked:
+        if not _is_idle(expert) or is_protected(expert) or expert.asked or not world.rules.unloads_idle:
             continue
         due = expert.last_used + world.rules.auto_unload_after_s
         if due <= world.now:
