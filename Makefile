@@ -14,7 +14,7 @@ setup: ## Install everything into .venv; the first time takes some minutes, late
 serve: models/demo/config.demo.json ## Serve the five demo experts on 127.0.0.1:8082
 	@$(BIN)/vllm-axion serve models/demo/config.demo.json $(ARGS)
 
-models/demo/config.demo.json: $(wildcard vllm_axion/demo_*.py) | setup
+models/demo/config.demo.json: $(wildcard vllm_axion/demo_*.py) vllm_axion/configs/config.demo.json | setup
 	@$(BIN)/vllm-axion demo-models models/demo && touch $@
 
 test: lint ## Check style and types, then run the tests
