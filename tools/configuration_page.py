@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 
 from vllm_axion.serving.config import (
     ApiKeyConfig,
+    CoresConfig,
     DomainConfig,
     ExpertConfig,
     LazyLoadingConfig,
@@ -41,6 +42,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "file": MultiModelConfig,
     "experts[]": ExpertConfig,
     "lazy_loading": LazyLoadingConfig,
+    "cores": CoresConfig,
     "router": RouterConfig,
     "limits": LimitsConfig,
     "server": ServerConfig,

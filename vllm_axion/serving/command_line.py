@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vllm_axion import compat
+from vllm_axion.serving.profiles import PROFILES
 
 HOST = "127.0.0.1"
 PORT = 8082
@@ -23,6 +24,7 @@ GROUP = "vllm-axion"
 DEFAULT_PRESET = "config.five_models_all_working.json"
 
 _LOG_FILE_HELP = "Append the output of the server and its engines to this file."
+_PROFILE_HELP = "What the server does ahead of being asked, instead of what the file says (docs/serving.md)."
 _USAGE_ERROR = 2
 
 
@@ -53,8 +55,14 @@ def add_multi_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--log-file",
         metavar="FILE",
-        action=_LogFile,
+        action=_WithMultiModel,
         help=f"With --multi-model: {_LOG_FILE_HELP[0].lower()}{_LOG_FILE_HELP[1:]}",
+    )
+    group.add_argument(
+        "--profile",
+        choices=PROFILES,
+        action=_WithMultiModel,
+        help=f"With --multi-model: {_PROFILE_HELP[0].lower()}{_PROFILE_HELP[1:]}",
     )
     port = parser.get_default("port")
     if isinstance(port, int):
@@ -76,7 +84,9 @@ class _MultiModel(argparse.Action):
         compat.leave_serve_validation(namespace)
 
 
-class _LogFile(argparse.Action):
+class _WithMultiModel(argparse.Action):
+    """An option of ours that means nothing to a stock `vllm serve`."""
+
     def __call__(
         self,
         parser: argparse.ArgumentParser,
@@ -84,13 +94,13 @@ class _LogFile(argparse.Action):
         values: Any,
         option_string: str | None = None,
     ) -> None:
-        namespace.log_file = values
+        setattr(namespace, self.dest, values)
         if getattr(namespace, "multi_model", None) is None:  # replaced by --multi-model, should it follow
-            namespace.dispatch_function = partial(_log_file_alone, parser)
+            namespace.dispatch_function = partial(_alone, parser, option_string or self.dest)
 
 
-def _log_file_alone(parser: argparse.ArgumentParser, args: argparse.Namespace) -> NoReturn:
-    _fail(parser.prog, ["--log-file goes with --multi-model only"])
+def _alone(parser: argparse.ArgumentParser, option: str, args: argparse.Namespace) -> NoReturn:
+    _fail(parser.prog, [f"{option} goes with --multi-model only"])
 
 
 def _serve_from_vllm(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -149,7 +159,9 @@ def serve_from_config_flag(argv: Sequence[str], *, prog: str) -> None:
 def make_parser(prog: str) -> argparse.ArgumentParser:
     """vLLM's parser of `vllm serve` with this server's defaults."""
     parser: argparse.ArgumentParser = compat.make_serve_parser(prog=prog, usage=f"{prog} [CONFIG] [options]")
-    parser.add_argument_group(title=GROUP).add_argument("--log-file", metavar="FILE", help=_LOG_FILE_HELP)
+    group = parser.add_argument_group(title=GROUP)
+    group.add_argument("--log-file", metavar="FILE", help=_LOG_FILE_HELP)
+    group.add_argument("--profile", choices=PROFILES, help=_PROFILE_HELP)
     parser.set_defaults(host=HOST, port=PORT, model=None)
     return parser
 

@@ -29,6 +29,7 @@ from vllm_axion.serving.config_faults import (
 from vllm_axion.serving.config_sections import (
     BUILT_IN_DOMAINS,
     ApiKeyConfig,
+    CoresConfig,
     DomainConfig,
     ExpertConfig,
     LazyLoadingConfig,
@@ -40,12 +41,14 @@ from vllm_axion.serving.config_sections import (
 )
 from vllm_axion.serving.config_values import Name, parse_bytes
 from vllm_axion.serving.engine_options import static_faults
+from vllm_axion.serving.profiles import ProfileName
 
 __all__ = [
     "BUILT_IN_DOMAINS",
     "PRESETS",
     "ApiKeyConfig",
     "ConfigError",
+    "CoresConfig",
     "DomainConfig",
     "ExpertConfig",
     "Fault",
@@ -83,8 +86,18 @@ class MultiModelConfig(Section):
             [{"expert_id": "qwen_coder", "model_path": "Qwen/Qwen2.5-Coder-7B-Instruct", "domain": "coding"}]
         ],
     )
+    profile: ProfileName = Field(
+        default="default",
+        description="What the server does ahead of being asked. `stable`: every load on demand. `default`: "
+        "the warm pool is loaded at start. `optimized`: also the expert that is likely to be asked next, "
+        "where memory is free. The flag --profile overrides it.",
+        examples=["default"],
+    )
     lazy_loading: LazyLoadingConfig = Field(
         default=LazyLoadingConfig(), description="When to load and unload experts.", examples=[{}]
+    )
+    cores: CoresConfig = Field(
+        default=CoresConfig(), description="How busy engines divide the cores.", examples=[{}]
     )
     router: RouterConfig = Field(
         default=RouterConfig(),

@@ -24,6 +24,7 @@ from vllm_axion.serving.config_values import (
     ByteSize,
     OptionalByteSize,
 )
+from vllm_axion.serving.core_plan import Policy
 from vllm_axion.serving.engine_options import OWN_FIELDS, canonical
 
 BUILT_IN_DOMAINS = ("general", "technical", "coding", "multimodal_expert", "multilingual_expert")
@@ -213,6 +214,17 @@ class LazyLoadingConfig(Section):
         le=YEAR_S,
         description="Seconds that running requests get to finish before an unload stops them.",
         examples=[30],
+    )
+
+
+class CoresConfig(Section):
+    """How engines that are busy at the same time divide the cores."""
+
+    policy: Policy = Field(
+        default="auto",
+        description="`shared`: every engine runs on all cores. `disjoint`: busy engines get cores of their "
+        "own. `auto`: shared up to 4 cores, else disjoint.",
+        examples=["auto"],
     )
 
 

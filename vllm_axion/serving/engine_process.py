@@ -28,6 +28,8 @@ ADDITIONAL_CONFIG_KEY = "vllm_axion"
 ARCHITECTURES_VARIABLE = "VLLM_AXION_ENGINE_ARCHITECTURES"
 """Set by the server for its fork server only: comma-separated model architectures to import ahead."""
 
+_imported_ahead: tuple[str, ...] = ()
+
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -73,9 +75,19 @@ def start_fork_server(architectures: Iterable[str]) -> None:
 
     Must be called before anything else uses multiprocessing's fork server in this process.
     """
+    global _imported_ahead
+    _imported_ahead = tuple(architectures)
     multiprocessing.set_forkserver_preload(["vllm_axion.serving.engine_template"])
-    with _environment(engine_environment(architectures)):
+    with _environment(engine_environment(_imported_ahead)):
         forkserver.ensure_running()
+
+
+def revive_fork_server() -> None:
+    """Start the fork server as before, if it has ended since (killed by hand, or for want of memory).
+
+    Left alone, multiprocessing would do so at the next load, but without the environment engines need.
+    """
+    start_fork_server(_imported_ahead)
 
 
 @contextlib.contextmanager

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import copy
 import gc
 import importlib
 import logging
 import multiprocessing
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -30,7 +32,7 @@ from starlette.types import ASGIApp
 from vllm_axion.serving.config import ExpertConfig
 from vllm_axion.serving.engine_metrics import ExpertSeries
 from vllm_axion.serving.engine_options import engine_options
-from vllm_axion.serving.engine_process import ADDITIONAL_CONFIG_KEY
+from vllm_axion.serving.engine_process import ADDITIONAL_CONFIG_KEY, revive_fork_server
 from vllm_axion.serving.expert_spec import ExpertSpec
 from vllm_axion.serving.route_catalog import RouteCatalog
 
@@ -40,6 +42,9 @@ NO_REMOTE_MEDIA = ["remote-media.invalid"]
 """vLLM takes an empty list of allowed media hosts for "any host"; a name that can never exist stands for
 "none".
 """
+
+_ABSOLUTE_PATH = re.compile(r"(?<![\w.~/:-])/(?:[^\s/'\"`,:;()\[\]]+/)*([^\s/'\"`,:;()\[\]]+)")
+"""What clients see of a path is its last part."""
 
 _KILL_TAKES_S = 10.0  # at most: the kernel has gigabytes to take back
 
@@ -95,6 +100,14 @@ class ExpertEngine:
             self._watching.remove_reader(self.process.sentinel)
             self._watching = None
 
+    async def set_cores(self, cores: Sequence[int]) -> None:
+        """Move the engine's threads to these cores, as many threads as cores. Takes effect between two
+        steps.
+        """
+        if self._llm is not None:
+            with contextlib.suppress(Exception):  # the engine has just died, which is told elsewhere
+                await self._llm.collective_rpc("set_cores", args=(list(cores),))
+
     async def stop(self) -> None:
         """End the engine's process and let go of its app. Harmless twice.
 
@@ -105,6 +118,7 @@ class ExpertEngine:
         llm, self._llm = self._llm, None
         if llm is None:
             return
+        fail_requests(llm)
         await asyncio.to_thread(_shut_down, llm, self.process)
         self._series.engine_stopped()
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -127,6 +141,7 @@ class EngineFactory:
         allowed_media_domains: hosts images may be fetched from.
         threads: OpenMP threads per engine.
         run_directory: private folder for the sockets to the engines.
+        prefix_caching: what experts do that do not say; ``None`` leaves it to vLLM.
     """
 
     def __init__(
@@ -138,7 +153,9 @@ class EngineFactory:
         allowed_media_domains: Sequence[str] = (),
         threads: int,
         run_directory: Path,
+        prefix_caching: bool | None = None,
     ) -> None:
+        self._prefix_caching = prefix_caching
         self._run_directory = run_directory
         self._parser = parser
         self._base_args = base_args
@@ -237,6 +254,8 @@ class EngineFactory:
                 values[name] = getattr(config, name)
         # Without inductor a load takes a second instead of a minute; `"enforce_eager": false` asks for it.
         values.setdefault("enforce_eager", True)
+        if self._prefix_caching is not None:
+            values.setdefault("enable_prefix_caching", self._prefix_caching)
         vars(args).update(values)
         return args
 
@@ -279,6 +298,7 @@ class EngineFactory:
 
         stage("config")
         use_fork_server()
+        revive_fork_server()
         os.environ["VLLM_RPC_BASE_PATH"] = str(folder)
         args = self.expert_args(spec, folder)
         import_architecture(() if spec.facts is None else (spec.facts.architecture,))
@@ -294,7 +314,11 @@ class EngineFactory:
             stat_loggers=series.stat_loggers(),
             disable_log_stats=True,
         )
-        return args, llm, engine_process(llm)
+        try:
+            return args, llm, engine_process(llm)
+        except EngineStartError:
+            llm.shutdown(timeout=0)
+            raise
 
 
 def use_fork_server() -> None:
@@ -345,6 +369,18 @@ def engine_process(llm: Any) -> BaseProcess:
     if len(processes) != 1:
         raise EngineStartError(f"an expert has one engine process, vLLM started {len(processes)}")
     return processes[0]
+
+
+def fail_requests(llm: Any) -> None:
+    """End every request the engine still has with vLLM's "engine is dead", and refuse those that come yet.
+
+    Why: `AsyncLLM.shutdown` cancels the task that fills the requests' queues without telling anybody, and
+    whoever reads from one waits for ever. vLLM's own notice of a death may come after that.
+    Since: vLLM 0.32. May go when `shutdown` ends the requests itself.
+    """
+    dead = importlib.import_module("vllm.v1.engine.exceptions").EngineDeadError
+    llm.engine_core.resources.engine_dead = True
+    llm.output_processor.propagate_error(dead())
 
 
 class _DeathNotice:
@@ -410,5 +446,5 @@ def _one_line(error: BaseException, spec: ExpertSpec) -> str:
     text = (useful[0] if useful else type(error).__name__).removeprefix("Value error, ").split(" [type=")[0]
     if "Engine core initialization failed" in text:
         text = "its engine process ended while it was starting"
-    text = text.replace(spec.model, spec.expert_id).replace(str(Path(spec.model).parent), "")
+    text = _ABSOLUTE_PATH.sub(r"\1", text.replace(spec.model, spec.expert_id))
     return f"{spec.expert_id} could not be loaded: {text[:300]}"

@@ -25,6 +25,7 @@ from vllm_axion.serving.safetensors_header import CheckpointError
 logger = logging.getLogger("vllm_axion.experts")
 
 _PROGRESS_EVERY_S = 0.5
+_LOOK_EVERY_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +72,19 @@ async def load_expert(
         slot.spec = await asyncio.to_thread(
             inspect_expert, slot.config, base_dir, factory.options(slot.config)
         )
+        if slot.cancelling:
+            raise EngineCancelledError(f"loading {slot.expert_id} was cancelled")
         starting = asyncio.create_task(factory.start(slot.spec, slot.series, enter))
-        done, _ = await asyncio.wait({starting}, timeout=limit_s)
-        while not done:  # again and again: the process may not have existed yet
-            factory.cancel()
-            done, _ = await asyncio.wait({starting}, timeout=1.0)
+        done: set[asyncio.Task[ExpertEngine]] = set()
+        while not done:
+            left = began + limit_s - time.monotonic()
+            if slot.cancelling or left <= 0:  # again and again: the process may not have existed yet
+                factory.cancel()
+            done, _ = await asyncio.wait({starting}, timeout=min(left, _LOOK_EVERY_S) if left > 0 else 0.5)
         return Loaded(slot, starting.result(), time.monotonic() - began)
     except EngineCancelledError:
         took = time.monotonic() - began
-        if took >= limit_s:
+        if took >= limit_s and not slot.cancelling:
             return failed(f"{slot.expert_id} did not load within {limit_s:.0f} s")
         return NotLoaded(slot, "", "cancelled", took)
     except (CheckpointError, EngineStartError) as error:

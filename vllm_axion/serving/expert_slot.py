@@ -43,10 +43,15 @@ class ExpertSlot:
     engine: ExpertEngine | None = None
     asked: bool = False
     held_down: bool = False
+    guess: float = 0.0
+    unused: bool = False
+    cancelling: bool = False
+    """Its load is to end without an engine; only ever true while it loads."""
     in_flight: int = 0
     waiters: dict[asyncio.Future[Lease], float] = field(default_factory=dict)
     drained: asyncio.Event = field(default_factory=asyncio.Event)
     last_used: float = 0.0
+    busy_since: float = 0.0
     loaded_at: float = 0.0
     load_started: float = 0.0
     stage: str | None = None
@@ -75,13 +80,20 @@ class ExpertSlot:
         return self.load_s_sum / self.loads if self.loads else None
 
     def view(self) -> ExpertView:
-        """This expert as the decisions see it."""
+        """This expert as the decisions see it.
+
+        One whose engine died is seen as draining until the process is known to be gone: it still counts
+        against the memory, and must not be loaded a second time beside its remains.
+        """
+        leaving = self.state is State.FAILED and self.engine is not None
         return ExpertView(
             expert_id=self.expert_id,
-            state=self.state,
+            state=State.DRAINING if leaving else self.state,
             priority=self.config.priority,
             pinned=self.config.pinned,
             warm=self.warm,
+            guess=self.guess,
+            unused=self.unused,
             asked=self.asked,
             held_down=self.held_down,
             in_flight=self.in_flight,

@@ -33,7 +33,7 @@ from vllm_axion.serving.lazy_expert_manager import LazyExpertManager
 from vllm_axion.serving.media_policy import check_media
 from vllm_axion.serving.metrics import HowChosen, ServerMetrics
 from vllm_axion.serving.request_body import RequestBody, parse_body, query_model
-from vllm_axion.serving.route_catalog import RouteCatalog
+from vllm_axion.serving.route_catalog import RouteCatalog, route_path
 from vllm_axion.serving.semantic_router import Route, SemanticRouter
 
 logger = logging.getLogger("vllm_axion.gateway")
@@ -123,18 +123,28 @@ class Gateway:
 
     def _choose(self, body: RequestBody, path: str) -> Choice:
         named = body.model
-        if named is None and (match := _RESPONSE_PATH.match(path)):
-            named = self._answered_by.get(match[1])
+        if named is None:
+            # An earlier answer is known only to the expert that gave it.
+            match = _RESPONSE_PATH.match(path)
+            earlier = match[1] if match else body.data.get("previous_response_id")
+            named = self._answered_by.get(earlier) if isinstance(earlier, str) else None
         if named is not None:
             slot = self._manager.slot(named)
+            self._manager.observe(slot.expert_id, None, 0.0)
             return Choice(slot.expert_id, slot.config.domain, 1.0, "explicit")
         route = self.route(body)
+        self._note_runner_up(route)
         return Choice(
             route.expert_id,
             self._domains[route.expert_id],
             route.confidence,
             "abstained" if route.abstained else "routed",
         )
+
+    def _note_runner_up(self, route: Route) -> None:
+        second = next((e for e, domain in self._domains.items() if domain == route.runner_up), None)
+        chance = route.probabilities.get(route.runner_up, 0.0) if route.runner_up else 0.0
+        self._manager.observe(route.expert_id, second, chance)
 
     # HTTP
 
@@ -153,7 +163,7 @@ class Gateway:
             raw = await self._read_body(headers, receive)
             body = parse_body(raw, headers.get("content-type", ""), scope.get("query_string", b""))
             check_media(body.data, self._media_domains)
-            choice = self._choose(body, scope["path"])
+            choice = self._choose(body, route_path(scope))
             answer.annotate(choice)
             await self._answer(scope, receive, answer, body, choice)
         except ClientGoneError:
@@ -198,10 +208,10 @@ class Gateway:
         lease = self._manager.try_acquire(choice.expert_id)
         try:
             if lease is None:
-                lease = await self._wait_for_lease(client, answer, body, choice, scope["path"])
+                lease = await self._wait_for_lease(client, answer, body, choice, route_path(scope))
             lease.engine.routes.match(scope)
             answer.loaded(lease)
-            if scope["path"] == "/v1/responses":
+            if route_path(scope) == "/v1/responses":
                 answer.on_first_body = lambda data: self._remember_response(data, choice.expert_id)
             inner = {**scope, "headers": _with_length(scope, client.body)}
             await lease.engine.app(inner, client, answer)
@@ -217,6 +227,7 @@ class Gateway:
     ) -> Lease:
         waiting = asyncio.ensure_future(self._manager.acquire(choice.expert_id))
         leaving = client.watch()
+        handed_over = False
         began = time.monotonic()
         delay = EARLY_STREAM_AFTER_S if body.stream else None
         try:
@@ -225,6 +236,7 @@ class Gateway:
                     {waiting, leaving}, timeout=delay, return_when=asyncio.FIRST_COMPLETED
                 )
                 if waiting in done:
+                    handed_over = True
                     return waiting.result()
                 if leaving in done:
                     raise ClientGoneError
@@ -234,7 +246,7 @@ class Gateway:
                 )
                 delay = COMMENT_EVERY_S
         finally:
-            if not waiting.done():
+            if not handed_over:
                 waiting.cancel()
                 with contextlib.suppress(asyncio.CancelledError, ServingError):
                     self._manager.release(await waiting)  # it was granted at the last moment
@@ -251,7 +263,7 @@ class Gateway:
         try:
             self._catalog.match(scope)
             choice = self._choose(
-                RequestBody(b"", model=query_model(scope.get("query_string", b""))), scope["path"]
+                RequestBody(b"", model=query_model(scope.get("query_string", b""))), route_path(scope)
             )
             async with self._manager.lease(choice.expert_id) as lease:
                 await lease.engine.app(dict(scope), receive, send)

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from vllm_axion.serving.config import MultiModelConfig
+from vllm_axion.serving.core_plan import engine_cores, usable_cores
+from vllm_axion.serving.core_sharing import CoreSharing
 from vllm_axion.serving.engine_metrics import ExpertSeries
 from vllm_axion.serving.errors import (
     CannotLoadNowError,
@@ -39,6 +41,8 @@ from vllm_axion.serving.machine_memory import MachineMemory, read_machine_memory
 from vllm_axion.serving.memory_budget import format_bytes
 from vllm_axion.serving.memory_watch import MemoryWatch
 from vllm_axion.serving.metrics import ServerMetrics, UnloadReason
+from vllm_axion.serving.prefetch import Prefetch
+from vllm_axion.serving.profiles import PROFILES, Profile
 from vllm_axion.serving.residency import (
     Action,
     CancelLoad,
@@ -56,6 +60,8 @@ from vllm_axion.serving.safetensors_header import CheckpointError
 logger = logging.getLogger("vllm_axion.experts")
 
 _STOP_TAKES_S = 10.0
+_LAST_WORDS_S = 5.0
+"""Requests of an engine that died get so long to end by themselves, with vLLM's own error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +95,8 @@ class LazyExpertManager:
         series: Mapping[str, ExpertSeries],
         metrics: ServerMetrics,
         *,
+        profile: Profile = PROFILES["default"],
+        cores: CoreSharing | None = None,
         read_memory: Callable[[], MachineMemory] = read_machine_memory,
     ) -> None:
         self._config = config
@@ -96,10 +104,13 @@ class LazyExpertManager:
         self._metrics = metrics
         lazy = config.lazy_loading
         by_priority = sorted(config.experts, key=lambda e: e.priority)
-        warm = {e.expert_id for e in by_priority[: lazy.warmup_pool_size]}
+        pool_size = lazy.warmup_pool_size if profile.warm_pool else 0
+        warm = {e.expert_id for e in by_priority[:pool_size]}
         self.slots: dict[str, ExpertSlot] = {
             e.expert_id: ExpertSlot(e, series[e.expert_id], e.expert_id in warm) for e in config.experts
         }
+        self._prefetch = Prefetch(metrics, enabled=profile.prefetch)
+        self._cores = cores or CoreSharing("shared", engine_cores(usable_cores()))
         self._memory = MemoryWatch(self.slots.values(), factory.starting_pid, metrics, read_memory)
         self._rules = Rules(
             allowed_bytes=int(self._memory.machine.limit_bytes * lazy.memory_threshold),
@@ -140,7 +151,8 @@ class LazyExpertManager:
         self._closing = True
         for slot in self.slots.values():
             self._refuse(slot, ShuttingDownError("the server is shutting down", retry_after_s=10))
-        self._factory.cancel()
+        for slot in self.slots.values():
+            self._cancel_load(slot)
         self._wake.set()
         if self._loop_task is not None:
             await self._loop_task
@@ -238,7 +250,16 @@ class LazyExpertManager:
         finally:
             self.release(held)
 
+    def observe(self, expert_id: str, runner_up: str | None, chance: float) -> None:
+        """Tell the prefetch where a request goes, and where it nearly went."""
+        self._prefetch.observe(expert_id, runner_up, chance)
+
     def _grant(self, slot: ExpertSlot, engine: ExpertEngine, waited_s: float) -> Lease:
+        self._prefetch.used(slot)
+        if slot.in_flight == 0:
+            slot.busy_since = time.monotonic()
+            if self._cores.follows_load:
+                self._wake.set()
         slot.in_flight += 1
         slot.requests += 1
         slot.last_used = time.monotonic()
@@ -289,7 +310,7 @@ class LazyExpertManager:
     def request_load(self, expert_id: str) -> None:
         """Load the expert as if a request had asked for it. Raises as `acquire` does, at once."""
         slot = self.slot(expert_id)
-        if slot.state not in (State.LOADED, State.LOADING):
+        if slot.state not in (State.LOADED, State.LOADING) or slot.cancelling:
             self._check_admission(slot)
             self._tell(_Asked(slot, "load"))
 
@@ -317,9 +338,11 @@ class LazyExpertManager:
                 self._wake.clear()
                 self._apply_events()
                 self._expire_waits()
+                self._prefetch.mark(self.slots.values())
                 plan = decide(self._world())
                 for action in plan.actions:  # a change of state wakes the loop again
                     self._carry_out(action)
+                self._share_cores()
                 wake_at = min((t for t in (plan.wake_at, self._next_expiry()) if t is not None), default=None)
             except Exception:
                 logger.exception("the expert manager met an error and goes on")
@@ -334,13 +357,20 @@ class LazyExpertManager:
         slot = self.slots[action.expert_id]
         if isinstance(action, Load):
             slot.load_started = time.monotonic()
-            slot.stage, slot.progress = "queued", None
+            self._prefetch.loading(slot)
+            slot.stage, slot.progress, slot.cancelling = "queued", None, False
             self._set_state(slot, State.LOADING)
             self._spawn(self._load(slot), "load")
         elif isinstance(action, Unload):
             self._begin_unload(slot, "idle" if action.reason == "idle" else "evicted")
         elif isinstance(action, CancelLoad):
-            logger.info("%s: nobody waits for it any more, its load is cancelled", slot.expert_id)
+            if not slot.cancelling:
+                logger.info("%s: nobody waits for it any more, its load is cancelled", slot.expert_id)
+            self._cancel_load(slot)
+
+    def _cancel_load(self, slot: ExpertSlot) -> None:
+        if slot.state is State.LOADING:
+            slot.cancelling = True  # for a load that has no engine yet, or has one already
             self._factory.cancel()
 
     def _begin_unload(self, slot: ExpertSlot, reason: UnloadReason) -> None:
@@ -370,27 +400,36 @@ class LazyExpertManager:
         slot.load_s_last = event.seconds
         slot.load_s_sum += event.seconds
         slot.loaded_at = slot.last_used = now
+        held_down = slot.held_down
         slot.asked = slot.held_down = False
         slot.error = slot.stage = slot.progress = None
         slot.failures = 0 if slot.failures == 0 or now - slot.retry_at > 60 else slot.failures
         self._metrics.load_finished(slot.expert_id, "loaded", event.seconds)
         self._set_state(slot, State.LOADED)
+        if not self._closing:
+            self._spawn(self._sample_memory())
         logger.info("%s: loaded in %.2f s", slot.expert_id, event.seconds)
         for future, since in slot.waiters.items():
             if not future.done():
                 future.set_result(self._grant(slot, event.engine, now - since))
         slot.waiters.clear()
         self._count(slot)
+        cancelled, slot.cancelling = slot.cancelling, False
+        if cancelled and not slot.in_flight and not self._closing:  # the wish came when it was done already
+            slot.held_down = held_down
+            self._begin_unload(slot, "requested")
 
     def _apply_not_loaded(self, event: NotLoaded) -> None:
         slot, now = event.slot, time.monotonic()
-        slot.asked = False
+        slot.cancelling = False
         slot.stage = slot.progress = None
+        self._prefetch.gone(slot)
         self._metrics.load_finished(slot.expert_id, event.outcome, event.seconds)
         if event.outcome == "cancelled":
             # Whoever came after the cancellation still waits, and gets a fresh load.
             self._set_state(slot, State.UNLOADED)
             return
+        slot.asked = False
         slot.note_failure(event.error, now, was_running=False)
         self._set_state(slot, State.FAILED)
         logger.error("%s", event.error)
@@ -398,9 +437,12 @@ class LazyExpertManager:
 
     def _apply_gone(self, event: _Gone) -> None:
         slot = event.slot
+        if slot.engine is None:  # `stop` and the unload it did not wait for both tell
+            return
         slot.engine = None
         slot.measured_bytes = 0
         slot.unloads += 1
+        self._prefetch.gone(slot)
         self._metrics.unloaded(slot.expert_id, event.reason)
         if slot.state is not State.FAILED:
             self._set_state(slot, State.UNLOADED)
@@ -414,7 +456,7 @@ class LazyExpertManager:
         slot.note_failure(error, time.monotonic(), was_running=True)
         if slot.state is State.LOADED:
             self._set_state(slot, State.FAILED)
-            self._spawn(self._end(slot, "failed"), "unload")
+            self._spawn(self._unload(slot, "failed"), "unload")
 
     def _apply_asked(self, event: _Asked) -> None:
         slot = event.slot
@@ -423,7 +465,9 @@ class LazyExpertManager:
         else:
             slot.asked, slot.held_down = False, True
             if slot.state is State.LOADING:
-                self._factory.cancel()
+                message = f"the load of {slot.expert_id} was cancelled by an operator"
+                self._refuse(slot, CannotLoadNowError(message, param="model", retry_after_s=1))
+                self._cancel_load(slot)
             elif slot.state is State.LOADED:
                 self._begin_unload(slot, "requested")
 
@@ -436,7 +480,7 @@ class LazyExpertManager:
             for future, since in list(slot.waiters.items()):
                 if now - since >= limit and not future.done():
                     self._metrics.request_rejected("timeout")
-                    message = f"{slot.expert_id} waited {limit:.0f} s for memory that busy models hold"
+                    message = f"{slot.expert_id} waited {limit:.0f} s for its load: other models are busy"
                     future.set_exception(CannotLoadNowError(message, param="model", retry_after_s=10))
                     del slot.waiters[future]
                     self._count(slot)
@@ -462,12 +506,18 @@ class LazyExpertManager:
         limit_s = self._config.limits.load_timeout_s
         base_dir = self._config.base_dir
         self._tell(await load_expert(slot, self._factory, base_dir, limit_s, self.events.publish))
+
+    async def _sample_memory(self) -> None:
         await self._memory.sample()
         self._wake.set()
 
     async def _unload(self, slot: ExpertSlot, reason: UnloadReason) -> None:
         # Who is evicted is never cut off; an operator's unload waits only so long.
-        limit = self._config.lazy_loading.drain_timeout_s if reason == "requested" else None
+        limit = None
+        if reason == "requested":
+            limit = self._config.lazy_loading.drain_timeout_s
+        elif reason == "failed":
+            limit = _LAST_WORDS_S
         if slot.in_flight:
             slot.drained.clear()
             try:
@@ -479,13 +529,29 @@ class LazyExpertManager:
         await self._end(slot, reason)
 
     async def _end(self, slot: ExpertSlot, reason: UnloadReason) -> None:
-        if slot.engine is not None:
-            await slot.engine.stop()
+        try:
+            if slot.engine is not None:
+                await slot.engine.stop()
+        except Exception:
+            logger.exception("ending the engine of %s met an error", slot.expert_id)
         self._tell(_Gone(slot, reason))
 
     def memory(self) -> dict[str, Any]:
         """The memory part of ``/stats``, in bytes."""
         return self._memory.report(self._rules.allowed_bytes)
+
+    def cores(self, expert_id: str) -> list[int]:
+        """The cores an expert's engine runs on."""
+        return list(self._cores.cores_of(expert_id))
+
+    def core_policy(self) -> dict[str, Any]:
+        """The cores part of ``/stats``."""
+        return self._cores.report()
+
+    def _share_cores(self) -> None:
+        for slot, cores in self._cores.changes(self.slots.values()):
+            if slot.engine is not None:
+                self._spawn(slot.engine.set_cores(cores))
 
     def views(self) -> Sequence[ExpertSlot]:
         """Every expert's record, in the order of the configuration."""

@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Collection
 from typing import Any
 
+from vllm_axion.serving.expert_engine import ExpertEngine
 from vllm_axion.serving.expert_slot import ExpertSlot
 from vllm_axion.serving.machine_memory import MachineMemory, process_memory
 from vllm_axion.serving.metrics import ServerMetrics
 from vllm_axion.serving.residency import RESIDENT
+
+logger = logging.getLogger("vllm_axion.experts")
 
 _EVERY_S = 5.0
 
@@ -39,7 +43,10 @@ class MemoryWatch:
         async def keep_sampling() -> None:
             while True:
                 await asyncio.sleep(_EVERY_S)
-                await self.sample()
+                try:
+                    await self.sample()
+                except Exception:
+                    logger.exception("measuring memory failed; the last measurement stands")
                 changed()
 
         self._task = asyncio.create_task(keep_sampling(), name="memory-watch")
@@ -50,18 +57,25 @@ class MemoryWatch:
             self._task.cancel()
 
     async def sample(self) -> None:
-        """Measure now; in a thread, since the kernel takes its time over large processes."""
-        engines = {s.expert_id: s.engine for s in self._slots if s.engine is not None}
+        """Measure now; in a thread, since the kernel takes its time over large processes.
+
+        A measurement during which an engine came or went is dropped: it would count memory twice, or not at
+        all.
+        """
+        engines = self._engines()
         starting = self._starting_pid()
 
         def measure() -> tuple[MachineMemory, dict[str, int], int]:
             held = {expert_id: private_bytes(engine.pid) for expert_id, engine in engines.items()}
             return self._read_memory(), held, 0 if starting is None else private_bytes(starting)
 
-        self.machine, held, half_loaded = await asyncio.to_thread(measure)
+        machine, held, half_loaded = await asyncio.to_thread(measure)
+        if self._engines() != engines or self._starting_pid() != starting:
+            return
+        self.machine = machine
         for slot in self._slots:
-            if slot.engine is None or slot.engine is not engines.get(slot.expert_id):
-                continue  # unloaded meanwhile
+            if slot.engine is None:
+                continue
             slot.measured_bytes = held[slot.expert_id]
             need = None if slot.spec is None else slot.spec.need
             self._metrics.expert_memory(
@@ -71,6 +85,9 @@ class MemoryWatch:
                 process=slot.measured_bytes,
             )
         self.other_bytes = max(0, self.machine.used_bytes - sum(held.values()) - half_loaded)
+
+    def _engines(self) -> dict[str, ExpertEngine]:
+        return {s.expert_id: s.engine for s in self._slots if s.engine is not None}
 
     def report(self, allowed_bytes: int) -> dict[str, Any]:
         """The memory part of ``/stats``, in bytes; also sets the gauges."""

@@ -18,6 +18,7 @@ from vllm_axion.serving.residency import State
 
 LoadOutcome = Literal["loaded", "failed", "cancelled", "refused"]
 UnloadReason = Literal["idle", "evicted", "requested", "failed", "shutdown"]
+PrefetchOutcome = Literal["hit", "waste"]
 HowChosen = Literal["explicit", "routed", "abstained"]
 Rejection = Literal["queue_full", "never_fits", "timeout", "body_too_large", "unauthorized"]
 
@@ -46,6 +47,9 @@ class ServerMetrics:
             "expert_load_seconds", "Time of successful loads.", _LOAD_SECONDS, "expert"
         )
         self._unloads = counter("expert_unloads", "Engines that went away, by why.", "expert", "reason")
+        self._prefetches = counter(
+            "prefetches", "Experts loaded on a guess: asked for while loaded, or not.", "expert", "outcome"
+        )
         self._state = gauge("expert_state", "1 for the state the expert is in, else 0.", "expert", "state")
         self._requests = counter(
             "requests", "Requests answered, however they ended.", "expert", "domain", "status", "chosen"
@@ -82,6 +86,10 @@ class ServerMetrics:
         """The expert's engine is gone. Its memory gauges read 0 from here on."""
         self._unloads.labels(self._expert(expert_id), reason).inc()
         self.expert_memory(expert_id, weights=0, kv=0, process=0)
+
+    def prefetched(self, expert_id: str, outcome: PrefetchOutcome) -> None:
+        """An expert loaded on a guess was asked for (hit), or went without (waste)."""
+        self._prefetches.labels(self._expert(expert_id), outcome).inc()
 
     # Requests
 
@@ -133,6 +141,8 @@ class ServerMetrics:
             self._load_seconds.labels(expert)
             for outcome in get_args(LoadOutcome):
                 self._loads.labels(expert, outcome)
+            for guess in get_args(PrefetchOutcome):
+                self._prefetches.labels(expert, guess)
             for reason in get_args(UnloadReason):
                 self._unloads.labels(expert, reason)
         for domain in self._domains:

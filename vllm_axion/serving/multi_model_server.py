@@ -28,6 +28,8 @@ from starlette.applications import Starlette
 from vllm_axion import __version__
 from vllm_axion.serving.access import AccessKey
 from vllm_axion.serving.config import BUILT_IN_DOMAINS, MultiModelConfig, not_in_this_build
+from vllm_axion.serving.core_plan import engine_cores, usable_cores
+from vllm_axion.serving.core_sharing import CoreSharing
 from vllm_axion.serving.engine_metrics import ExpertSeries, ProcessSeries
 from vllm_axion.serving.engine_options import serve_parser
 from vllm_axion.serving.engine_process import start_fork_server
@@ -36,6 +38,7 @@ from vllm_axion.serving.expert_spec import architectures
 from vllm_axion.serving.gateway import Gateway
 from vllm_axion.serving.lazy_expert_manager import LazyExpertManager
 from vllm_axion.serving.metrics import ServerMetrics
+from vllm_axion.serving.profiles import PROFILES
 from vllm_axion.serving.residency import State
 from vllm_axion.serving.route_catalog import RouteCatalog
 from vllm_axion.serving.run_directory import run_directory
@@ -43,9 +46,6 @@ from vllm_axion.serving.semantic_router import SemanticRouter
 from vllm_axion.serving.server_app import OWN_PATHS, ServerApp
 
 logger = logging.getLogger("vllm_axion.server")
-
-_SHARED_CORES_UP_TO = 4
-"""With more cores than this, one is left to the API process."""
 
 
 def run(config_path: str, args: argparse.Namespace) -> NoReturn:
@@ -106,15 +106,19 @@ async def _serve(
     series = {e.expert_id: ExpertSeries(e.expert_id) for e in config.experts}
     domains = [*BUILT_IN_DOMAINS, *config.domains]
     metrics = ServerMetrics({e.expert_id: e.domain for e in config.experts}, domains=domains)
+    profile = PROFILES[getattr(args, "profile", None) or config.profile]
+    cores = engine_cores(usable_cores())
     factory = EngineFactory(
         serve_parser(),
         args,
         config.base_dir,
         allowed_media_domains=config.server.allowed_media_domains,
-        threads=engine_threads(),
+        threads=engine_threads(len(cores)),
+        prefix_caching=profile.prefix_caching,
         run_directory=folder,
     )
-    manager = LazyExpertManager(config, factory, series, metrics)
+    sharing = CoreSharing(config.cores.policy, cores)
+    manager = LazyExpertManager(config, factory, series, metrics, profile=profile, cores=sharing)
     catalog = RouteCatalog(build_catalog_app(copy.deepcopy(args)), OWN_PATHS)
     gateway = Gateway(config, manager, SemanticRouter(config), catalog, metrics)
     pages = ServerApp(
@@ -187,18 +191,11 @@ class _Server(uvicorn.Server):
         yield
 
 
-def engine_threads() -> int:
-    """OpenMP threads of one engine: the cores this process may use, less one for the API process on a large
-    machine.
-
-    Engines share them: idle ones sleep, and the kernel divides the cores fairly between busy ones.
-    ``OMP_NUM_THREADS`` overrides it.
-    """
-    if asked := os.environ.get("OMP_NUM_THREADS", ""):
-        with contextlib.suppress(ValueError):
-            return max(1, int(asked))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores if cores <= _SHARED_CORES_UP_TO else cores - 1
+def engine_threads(cores: int) -> int:
+    """OpenMP threads of a new engine: one for each core engines may use; ``OMP_NUM_THREADS`` overrides it."""
+    with contextlib.suppress(ValueError):
+        return max(1, int(os.environ.get("OMP_NUM_THREADS", "")))
+    return cores
 
 
 async def _greet(manager: LazyExpertManager, args: argparse.Namespace, console: Console) -> None:

@@ -70,9 +70,13 @@ def stats(manager: LazyExpertManager, router: dict[str, Any]) -> dict[str, Any]:
     return {
         "models_loaded": len(manager.loaded_ids()),
         "models_available": [s.expert_id for s in slots],
-        "experts": {s.expert_id: _expert_stats(s) for s in slots},
+        "experts": {
+            s.expert_id: {**_expert_stats(s), "cores": manager.cores(s.expert_id) if s.engine else []}
+            for s in slots
+        },
         "router": router,
         "memory": manager.memory(),
+        "cores": manager.core_policy(),
     }
 
 

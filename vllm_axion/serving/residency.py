@@ -7,7 +7,7 @@ no process and no lock, so every rule can be tested alone. The rules, in order:
 1. Loads happen one at a time (building a vLLM configuration writes to the process environment).
 2. An expert that nobody used for ``auto_unload_after_s`` is unloaded; pinned and warm ones are exempt.
 3. What requests wait for comes first, oldest wait first; then what an operator asked for; then the warm
-   pool, which only ever takes memory that is free.
+   pool, then good guesses of what is asked next: these two only ever take memory that is free.
 4. Room is made by unloading idle experts: longest idle first, weighted by what it costs to load them again,
    warm ones last. A busy or a pinned expert is never a victim, nor one that has just been loaded
    (``min_residency_s``).
@@ -45,6 +45,10 @@ class ExpertView:
     priority: int = 3
     pinned: bool = False
     warm: bool = False
+    guess: float = 0.0
+    """Probability that it is asked next, if that makes it worth loading ahead; else 0."""
+    unused: bool = False
+    """Loaded on a guess and not asked since."""
     asked: bool = False
     """An operator asked for it to be loaded and has not been served yet."""
     held_down: bool = False
@@ -137,7 +141,7 @@ def residency_floor_s(expert: ExpertView, rules: Rules) -> float:
     """How long an expert stays at least once loaded: five times what it cost to load, at most
     ``min_residency_s``.
     """
-    return min(rules.min_residency_s, 5.0 * expert.reload_s)
+    return 0.0 if expert.unused else min(rules.min_residency_s, 5.0 * expert.reload_s)
 
 
 def is_protected(expert: ExpertView) -> bool:
@@ -198,12 +202,20 @@ def _wanted(world: World) -> Iterable[ExpertView]:
         (e for e in idle if _fills_warm_pool(e, world.rules) and not (e.asked or e.waiters)),
         key=lambda e: (not e.pinned, e.priority),
     )
+    yield from sorted(
+        (e for e in idle if _is_guess(e) and not _fills_warm_pool(e, world.rules)),
+        key=lambda e: (-e.guess, e.priority),
+    )
 
 
 def _fills_warm_pool(expert: ExpertView, rules: Rules) -> bool:
     # A failed expert is tried again by the next request, not by the pool: that would be a loop of failures.
     keeps = is_protected(expert) or not rules.lazy
     return keeps and not expert.held_down and expert.state is State.UNLOADED
+
+
+def _is_guess(expert: ExpertView) -> bool:
+    return expert.guess > 0 and expert.state is State.UNLOADED and not (expert.asked or expert.waiters)
 
 
 def _make_room(wanted: ExpertView, world: World, leaving: set[str]) -> Plan:
@@ -247,8 +259,8 @@ def _victims(
     ]
 
     idle = [e for e in ripe if _is_idle(e)]
-    # Longest idle per second of reload cost goes first; warm ones only after all others.
-    idle.sort(key=lambda e: (e.warm, -(now - e.last_used) / max(e.reload_s, 1e-3)))
+    # A guess nobody took up goes first, then the longest idle per second of reload cost; warm ones last.
+    idle.sort(key=lambda e: (e.warm, not e.unused, -(now - e.last_used) / max(e.reload_s, 1e-3)))
     chosen = _smallest_prefix(idle, staying, fits)
     if chosen:
         return chosen, None
