@@ -12,9 +12,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from vllm_axion.serving.errors import ForbiddenError, ServingError, UnauthorizedError
 from vllm_axion.serving.metrics import ServerMetrics
+from vllm_axion.serving.route_catalog import route_path
 
 OPEN_PATHS = frozenset({"/health"})
 ADMIN_PREFIX = "/models/"
+STATUS_PATHS = frozenset(
+    {"/ping", "/version", "/load", "/stats", "/metrics", "/models", "/docs", "/redoc", "/openapi.json"}
+)
+"""What the server says of itself: a key of either scope opens it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +31,9 @@ class AccessKey:
 
 
 class AccessControl:
-    """ASGI middleware. Without keys everything is open; with keys every route but ``/health`` needs one, and
-    ``/models/*`` one with the scope ``admin``. A key comes as ``Authorization: Bearer`` or ``x-api-key``.
+    """ASGI middleware. Without keys everything is open; with keys every route but ``/health`` needs one:
+    ``/models/*`` one with the scope ``admin``, `STATUS_PATHS` any, everything else one with ``inference``.
+    A key comes as ``Authorization: Bearer`` or ``x-api-key``.
     """
 
     def __init__(self, app: ASGIApp, keys: Iterable[AccessKey], metrics: ServerMetrics) -> None:
@@ -49,7 +55,7 @@ class AccessControl:
 
     def _is_open(self, scope: Scope) -> bool:
         # A browser asks OPTIONS before it may show its key; CORS itself is off unless configured.
-        return scope["path"] in OPEN_PATHS or scope.get("method") == "OPTIONS"
+        return route_path(scope) in OPEN_PATHS or scope.get("method") == "OPTIONS"
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
@@ -66,11 +72,10 @@ class AccessControl:
                 known, scopes = True, scopes | opens
         if not known:
             raise UnauthorizedError("the API key is not one of this server's")
-        needed = "admin" if scope["path"].startswith(ADMIN_PREFIX) else None
-        if needed is not None and needed not in scopes:
-            raise ForbiddenError(f"{scope['path'][:200]} needs a key with the scope {needed!r}")
-        if needed is None and "inference" not in scopes and scope["path"].startswith(("/v1/", "/v2/")):
-            raise ForbiddenError(f"{scope['path'][:200]} needs a key with the scope 'inference'")
+        path = route_path(scope)
+        needed = "admin" if path.startswith(ADMIN_PREFIX) else "inference"
+        if needed not in scopes and path not in STATUS_PATHS:
+            raise ForbiddenError(f"{path[:200]} needs a key with the scope {needed!r}")
 
 
 async def _refuse(scope: Scope, send: Send, error: ServingError) -> None:

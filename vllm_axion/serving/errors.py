@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 
@@ -85,9 +86,20 @@ class RouteNotFoundError(ServingError):
 
 
 class MethodNotAllowedError(ServingError):
-    """The path exists, the method does not."""
+    """The path exists, the method does not. ``allowed`` are those it has; they are sent as ``Allow``."""
 
     status, type, code = 405, "invalid_request_error", "method_not_allowed"
+    allowed: Sequence[str] = ()
+
+    @classmethod
+    def on(cls, path: str, method: str, allowed: Sequence[str]) -> MethodNotAllowedError:
+        """The error for ``method`` on a path that takes ``allowed``."""
+        error = cls(f"{path} takes {', '.join(allowed)}, not {method[:40]}")
+        error.allowed = allowed
+        return error
+
+    def headers(self) -> dict[str, str]:
+        return {**super().headers(), "allow": ", ".join(self.allowed)}
 
 
 class BodyTooLargeError(ServingError):

@@ -214,7 +214,12 @@ class Gateway:
             if route_path(scope) == "/v1/responses":
                 answer.on_first_body = lambda data: self._remember_response(data, choice.expert_id)
             inner = {**scope, "headers": _with_length(scope, client.body)}
-            await lease.engine.app(inner, client, answer)
+            try:
+                await lease.engine.app(inner, client, answer)
+            except Exception:
+                if lease.engine.process.is_alive():
+                    raise
+                raise _engine_ended(choice.expert_id) from None
             await answer.finish()
             scope["route"] = inner.get("route")
         finally:
@@ -315,6 +320,7 @@ class _Answer:
         self._choice: Choice | None = None
         self._early_chunk: str | None = None
         self._early = False
+        self._is_event_stream = False
         self._inner_failed: bytearray | None = None
         self._replaced_by: ServingError | None = None
         self._finished = False
@@ -337,6 +343,7 @@ class _Answer:
         """An SSE comment; begins the stream if nothing was sent yet."""
         if not self._early:
             self._early, self._early_chunk, self.status = True, chunk_object, 200
+            self._is_event_stream = True
             headers = {
                 "content-type": "text/event-stream; charset=utf-8",
                 "cache-control": "no-cache",
@@ -366,12 +373,11 @@ class _Answer:
         if status >= 500 and self._lease is not None and not self._lease.engine.process.is_alive():
             # Not raised: this is called from inside the inner app, whose own handlers would answer in its
             # place.
-            self._replaced_by = CannotLoadNowError(
-                f"the engine of {self._lease.slot.expert_id} ended unexpectedly; try again", retry_after_s=1
-            )
+            self._replaced_by = _engine_ended(self._lease.slot.expert_id)
             return
         self.status = status
         headers = MutableHeaders(raw=list(message.get("headers", [])))
+        self._is_event_stream = headers.get("content-type", "").startswith("text/event-stream")
         for name, value in self._headers.items():
             headers[name] = value
         await self._send({**message, "headers": headers.raw})
@@ -406,7 +412,7 @@ class _Answer:
             }
             await self._send(start)
             await self._send({"type": "http.response.body", "body": body})
-        elif not self._finished:
+        elif self._is_event_stream and not self._finished:  # of anything else the client sees the end missing
             await self._event(_as_error_event(error.body_bytes()), more=False)
         self._finished = True
 
@@ -434,6 +440,10 @@ class _Answer:
 
     async def _event(self, text: str, *, more: bool = True) -> None:
         await self._send({"type": "http.response.body", "body": text.encode(), "more_body": more})
+
+
+def _engine_ended(expert_id: str) -> ServingError:
+    return CannotLoadNowError(f"the engine of {expert_id} ended unexpectedly; try again", retry_after_s=1)
 
 
 def _as_error_event(body: bytes) -> str:

@@ -17,9 +17,10 @@ from vllm_axion.serving.errors import BadRequestError
 AUTO = "auto"
 """The model name that, like an absent or an empty one, asks the router to choose."""
 
-_OPENING_BRACE = re.compile(rb"^\s*\{")
+_OPENING_BRACE = re.compile(rb"\s*\{(?!\x00)")  # not that of UTF-16 or UTF-32
 _TEXT_FIELDS = ("prompt", "input", "query", "text", "text_1", "queries", "instructions")
 _MAX_FORM_FIELD = 256
+_MAX_QUERY_FIELDS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class RequestBody:
         """The body for the chosen expert: unchanged if it names it, else with its name put in."""
         if not self.is_json or self.model == expert_id:
             return self.raw
-        if "model" not in self.data and self.data:
+        if "model" not in self.data and self.data and _OPENING_BRACE.match(self.raw):
             # The usual case, and bodies may carry megabytes of images: put one key in front, keep every byte.
             name = b'{"model":' + json.dumps(expert_id).encode() + b","
             return _OPENING_BRACE.sub(lambda _: name, self.raw, count=1)
@@ -113,7 +114,10 @@ def _parse_object(raw: bytes) -> Mapping[str, Any]:
 
 
 def _query_field(query: bytes, name: str) -> str | None:
-    values = parse_qs(query.decode("latin-1"), max_num_fields=100).get(name) if query else None
+    try:
+        values = parse_qs(query.decode("latin-1"), max_num_fields=_MAX_QUERY_FIELDS).get(name)
+    except ValueError:
+        raise BadRequestError(f"the URL's query has more than {_MAX_QUERY_FIELDS} fields") from None
     return values[-1] if values else None
 
 

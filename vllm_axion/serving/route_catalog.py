@@ -12,6 +12,14 @@ from starlette.types import Scope
 from vllm_axion.serving.errors import MethodNotAllowedError, RouteNotFoundError
 
 
+def route_path(scope: Scope) -> str:
+    """The path as routes know it, without the prefix of ``--root-path``, which uvicorn puts in front."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    rest = path.removeprefix(root)
+    return rest if rest.startswith("/") else path
+
+
 class RouteCatalog:
     """Routes of a vLLM app that go to an expert.
 
@@ -45,11 +53,9 @@ class RouteCatalog:
                 return
             if match is Match.PARTIAL:
                 allowed |= set(getattr(route, "methods", None) or ())
-        path = scope["path"][:200]
+        path = route_path(scope)[:200]
         if allowed:
-            raise MethodNotAllowedError(
-                f"{path} takes {', '.join(sorted(allowed))}, not {scope.get('method')}"
-            )
+            raise MethodNotAllowedError.on(path, scope["method"], sorted(allowed))
         raise RouteNotFoundError(f"{self._owner} has no {path}; see /docs")
 
     def openapi_paths(self) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -19,9 +19,9 @@ from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
-from starlette.routing import Mount, Route
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vllm_axion import __version__
@@ -88,12 +88,19 @@ class ServerApp:
         lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]],
     ) -> ASGIApp:
         """The app to serve, with access control and counting around it."""
-        app: ASGIApp = Starlette(
+        starlette = Starlette(
             routes=self._routes(),
             lifespan=lifespan,
-            exception_handlers={ServingError: _on_serving_error, HTTPException: _on_http_error},
+            exception_handlers={
+                ServingError: _on_serving_error,
+                HTTPException: _on_http_error,
+                ClientDisconnect: _on_client_gone,
+            },
         )
-        app = AccessControl(app, keys, self._metrics)
+        # Not a mount at "/": that would also take a wrong method on one of our own paths.
+        starlette.router.redirect_slashes = False
+        starlette.router.default = self._gateway
+        app: ASGIApp = AccessControl(starlette, keys, self._metrics)
         if cors_origins:
             app = CORSMiddleware(
                 app, allow_origins=list(cors_origins), allow_methods=["*"], allow_headers=["*"]
@@ -102,8 +109,8 @@ class ServerApp:
         self._series.append(http)
         return http
 
-    def _routes(self) -> list[Route | Mount]:
-        routes: list[Route | Mount] = [
+    def _routes(self) -> list[Route]:
+        routes = [
             Route("/health", self._health),
             Route("/ping", self._health, methods=["GET", "POST"]),
             Route("/version", self._version),
@@ -124,7 +131,7 @@ class ServerApp:
                 Route("/docs", _swagger),
                 Route("/redoc", _redoc),
             ]
-        return [*routes, Mount("/", self._gateway)]
+        return routes
 
     # What the server says of itself
 
@@ -231,14 +238,16 @@ async def _on_serving_error(request: Request, error: Exception) -> Response:
     return Response(error.body_bytes(), error.status, error.headers())
 
 
+async def _on_client_gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nobody reads it; without it the log would show a stack trace
+
+
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.url.path[:200]
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
-        return await _on_serving_error(
-            request, MethodNotAllowedError(f"{path} takes {allowed}, not {request.method}")
-        )
+        allowed = sorted((error.headers or {}).get("Allow", "").split(", "))
+        return await _on_serving_error(request, MethodNotAllowedError.on(path, request.method, allowed))
     if error.status_code == 404:
         return await _on_serving_error(request, RouteNotFoundError(f"there is no {path} on this server"))
     return await _on_serving_error(request, BadRequestError(str(error.detail)))
