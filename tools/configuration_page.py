@@ -21,6 +21,8 @@ from vllm_axion.serving.config import (
     ApiKeyConfig,
     CoresConfig,
     DomainConfig,
+    EmbeddingCacheConfig,
+    EncoderConfig,
     ExpertConfig,
     LazyLoadingConfig,
     LimitsConfig,
@@ -44,6 +46,8 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "lazy_loading": LazyLoadingConfig,
     "cores": CoresConfig,
     "router": RouterConfig,
+    "router.encoder": EncoderConfig,
+    "router.embedding_cache": EmbeddingCacheConfig,
     "limits": LimitsConfig,
     "server": ServerConfig,
     "server.api_keys[]": ApiKeyConfig,
@@ -70,6 +74,8 @@ def _words(annotation: Any) -> str:
         return "one of " + ", ".join(f"`{arg}`" for arg in args)
     if origin is list:
         return "list of " + {"text": "texts"}.get(_words(args[0]), _words(args[0]))
+    if annotation is EncoderConfig:
+        return '`"ngram"` or object'
     if origin is dict or (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
         return "object"
     return _TYPES.get(annotation, str(annotation))
@@ -79,6 +85,8 @@ def default_words(field: FieldInfo) -> str:
     """The field's default as JSON, or that it must be given."""
     if field.is_required():
         return "*required*"
+    if field.default == EncoderConfig(type="ngram"):
+        return '`"ngram"`'
     if isinstance(field.default, BaseModel):
         return "see below"
     return f"`{json.dumps(field.default)}`"

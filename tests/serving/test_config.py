@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vllm_axion.serving import config as config_module
 from vllm_axion.serving.config import (
     BUILT_IN_DOMAINS,
     ApiKeyConfig,
@@ -470,13 +471,14 @@ def test_key_is_never_shown(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- not in this build
 
 
-def test_field_without_its_feature_is_named_only_when_set() -> None:
+def test_field_without_its_feature_is_named_only_when_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config_module, "has_sentence_transformers", lambda: False)
     assert not_in_this_build(read({"experts": [expert()]})) == []
     notices = not_in_this_build(
         read(
             {
                 "experts": [expert(enable_neon=True, neon_optimizations={"x": 1}, quantization="axion_w8a8")],
-                "router": {"encoder": "minilm"},
+                "router": {"encoder": {"type": "sentence-transformers", "model": "owner/minilm"}},
                 "rag": {"enabled": True, "bridge_url": "http://localhost:8001"},
             }
         )

@@ -26,6 +26,13 @@ from vllm_axion.serving.config_faults import (
     show,
     text_faults,
 )
+from vllm_axion.serving.config_router import (
+    EmbeddingCacheConfig,
+    EncoderConfig,
+    RouterConfig,
+    has_sentence_transformers,
+    router_faults,
+)
 from vllm_axion.serving.config_sections import (
     BUILT_IN_DOMAINS,
     ApiKeyConfig,
@@ -35,7 +42,6 @@ from vllm_axion.serving.config_sections import (
     LazyLoadingConfig,
     LimitsConfig,
     RagConfig,
-    RouterConfig,
     Section,
     ServerConfig,
 )
@@ -50,6 +56,8 @@ __all__ = [
     "ConfigError",
     "CoresConfig",
     "DomainConfig",
+    "EmbeddingCacheConfig",
+    "EncoderConfig",
     "ExpertConfig",
     "Fault",
     "LazyLoadingConfig",
@@ -197,6 +205,11 @@ def examine(data: object, base_dir: Path) -> tuple[MultiModelConfig | None, list
             key.read(base_dir)
         except ValueError as error:
             faults.append(Fault(f"server.api_keys[{index}]", str(error)))
+    for name, encoder in config.router.encoders().items():
+        try:
+            encoder.read_key(base_dir)
+        except ValueError as error:
+            faults.append(Fault(f"router.{name}", str(error)))
     return config, faults
 
 
@@ -236,6 +249,8 @@ def cross_faults(data: Mapping[str, Any]) -> list[Fault]:
         args = expert.get("engine_args")
         if isinstance(args, dict):
             faults += static_faults(args, expert, ("experts", index, "engine_args"))
+    if isinstance(router := data.get("router"), dict):
+        faults += router_faults(router, [str(expert.get("expert_id")) for _, expert in experts])
     lazy = data.get("lazy_loading")
     if lazy is None:
         lazy = {}
@@ -278,10 +293,12 @@ def not_in_this_build(config: MultiModelConfig) -> list[str]:
             notices.append(
                 f"{where}.quantization: {show(expert.quantization)} is not in this build; use null."
             )
-    if config.router.encoder != "ngram":
-        notices.append(
-            f'router.encoder: {show(config.router.encoder)} is not in this build; "ngram" is used.'
-        )
+    for name, encoder in config.router.encoders().items():
+        if encoder.type == "sentence-transformers" and not has_sentence_transformers():
+            notices.append(
+                f"router.{name}: the package sentence-transformers is not in this build "
+                "(pip install 'vllm-axion[sentence-transformers]'); \"ngram\" is used."
+            )
     if config.rag.enabled:
         notices.append("rag.enabled: not in this build; requests are answered without retrieved documents.")
     elif config.rag.bridge_url is not None:

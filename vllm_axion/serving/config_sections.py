@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sections of the configuration file: experts, loading, routing, limits, keys, domains.
+"""The sections of the configuration file: experts, loading, limits, keys, domains; routing: `config_router`.
 
 Each field's description is the one place that says what it means: the JSON Schema and the faults are made
 from it, so the first sentence must make sense alone.
@@ -228,31 +228,6 @@ class CoresConfig(Section):
     )
 
 
-class RouterConfig(Section):
-    """How the expert is chosen when a request names none."""
-
-    threshold: float = Field(
-        default=0.5,
-        ge=0,
-        le=1,
-        description="Confidence below which the router abstains and a general expert answers.",
-        examples=[0.5],
-    )
-    encoder: str = Field(
-        default="ngram",
-        description="How text becomes a vector. `ngram` is hashed character n-grams: offline, any language.",
-        examples=["ngram"],
-        min_length=1,
-    )
-    prefer_loaded_margin: float = Field(
-        default=0.1,
-        ge=0,
-        le=1,
-        description="An expert that is already loaded wins when it is at most this much less likely.",
-        examples=[0.1],
-    )
-
-
 class LimitsConfig(Section):
     """Bounds that keep one client from taking the server from the others."""
 
@@ -378,6 +353,11 @@ class ServerConfig(Section):
         default=[],
         description="Hosts from which images and other media may be fetched. With none, only data URLs work.",
         examples=[["images.example.org"]],
+    )
+    log_prompts: bool = Field(
+        default=False,
+        description="Write what users send into the log lines of their requests. Off, only its length is.",
+        examples=[False],
     )
     cors_origins: list[Annotated[str, AfterValidator(values.origin)]] = Field(
         default=[],
