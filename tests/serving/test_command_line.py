@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
-import subprocess
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -354,18 +353,3 @@ def test_an_inactive_platform_is_told_with_its_reason(
         command_line.serve([config], prog="vllm-axion serve")
     assert ended.value.code == 2
     assert f"the vllm-axion platform is not active: {told}" in capsys.readouterr().err
-
-
-def test_output_of_the_server_and_its_children_goes_to_the_log_file(tmp_path: Path) -> None:
-    log = tmp_path / "server.log"
-    log.write_text("before\n")
-    code = (
-        "import os, sys; from pathlib import Path; from vllm_axion.serving import command_line\n"
-        "command_line._append_output_to(Path(sys.argv[1]), 'server')\n"
-        "print('from python'); print('to stderr', file=sys.stderr); os.system('echo from a child')\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(log)], capture_output=True, text=True, timeout=60)
-    assert done.stdout == ""
-    assert done.stderr == f"server: output goes to {log}\n"
-    assert log.read_text().splitlines() == ["before", "from python", "to stderr", "from a child"]
-    assert log.stat().st_mode & 0o022 == 0

@@ -15,7 +15,7 @@ from vllm_axion.serving.metrics import ServerMetrics
 from vllm_axion.serving.route_catalog import route_path
 
 OPEN_PATHS = frozenset({"/health"})
-ADMIN_PREFIX = "/models/"
+ADMIN_PREFIXES = ("/models/", "/logs/")
 STATUS_PATHS = frozenset(
     {"/ping", "/version", "/load", "/stats", "/metrics", "/models", "/docs", "/redoc", "/openapi.json"}
 )
@@ -32,7 +32,8 @@ class AccessKey:
 
 class AccessControl:
     """ASGI middleware. Without keys everything is open; with keys every route but ``/health`` needs one:
-    ``/models/*`` one with the scope ``admin``, `STATUS_PATHS` any, everything else one with ``inference``.
+    ``/models/*`` and ``/logs/*`` one with the scope ``admin``, `STATUS_PATHS` any, everything else one with
+    ``inference``.
     A key comes as ``Authorization: Bearer`` or ``x-api-key``.
     """
 
@@ -73,7 +74,7 @@ class AccessControl:
         if not known:
             raise UnauthorizedError("the API key is not one of this server's")
         path = route_path(scope)
-        needed = "admin" if path.startswith(ADMIN_PREFIX) else "inference"
+        needed = "admin" if path.startswith(ADMIN_PREFIXES) else "inference"
         if needed not in scopes and path not in STATUS_PATHS:
             raise ForbiddenError(f"{path[:200]} needs a key with the scope {needed!r}")
 

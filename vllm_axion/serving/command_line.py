@@ -23,7 +23,9 @@ PORT = 8082
 GROUP = "vllm-axion"
 DEFAULT_PRESET = "config.five_models_all_working.json"
 
-_LOG_FILE_HELP = "Append the output of the server and its engines to this file."
+_LOG_FILE_HELP = "Append the output of the server and its engines to this file, rotated at 50 MB."
+_LOG_FORMAT_HELP = "Log lines as text or as one JSON object a line."
+_LOG_FORMATS = ("text", "json")
 _PROFILE_HELP = "What the server does ahead of being asked, instead of what the file says (docs/serving.md)."
 _USAGE_ERROR = 2
 
@@ -57,6 +59,12 @@ def add_multi_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         action=_WithMultiModel,
         help=f"With --multi-model: {_LOG_FILE_HELP[0].lower()}{_LOG_FILE_HELP[1:]}",
+    )
+    group.add_argument(
+        "--log-format",
+        choices=_LOG_FORMATS,
+        action=_WithMultiModel,
+        help=f"With --multi-model: {_LOG_FORMAT_HELP[0].lower()}{_LOG_FORMAT_HELP[1:]}",
     )
     group.add_argument(
         "--profile",
@@ -161,6 +169,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = compat.make_serve_parser(prog=prog, usage=f"{prog} [CONFIG] [options]")
     group = parser.add_argument_group(title=GROUP)
     group.add_argument("--log-file", metavar="FILE", help=_LOG_FILE_HELP)
+    group.add_argument("--log-format", choices=_LOG_FORMATS, help=_LOG_FORMAT_HELP)
     group.add_argument("--profile", choices=PROFILES, help=_PROFILE_HELP)
     parser.set_defaults(host=HOST, port=PORT, model=None)
     return parser
@@ -248,26 +257,19 @@ def launch(config: str, args: argparse.Namespace, parser: argparse.ArgumentParse
         _fail(parser.prog, str(fault).splitlines())
 
     if getattr(args, "log_file", None):
-        _append_output_to(Path(args.log_file), parser.prog)
+        _check_writable(Path(args.log_file), parser.prog)
 
     from vllm_axion.serving.multi_model_server import run
 
     run(config, args)
 
 
-def _append_output_to(path: Path, prog: str) -> None:
-    """Send this process's output, and that of every process it will start, to the end of a file."""
+def _check_writable(path: Path, prog: str) -> None:
     try:
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640))
     except OSError as fault:
         _fail(prog, [f"--log-file {path}: {fault.strerror}"])
     print(f"{prog}: output goes to {path}", file=sys.stderr)
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-        os.dup2(file, stream.fileno())
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(line_buffering=True)
-    os.close(file)
 
 
 def _fail(prog: str, faults: Sequence[str]) -> NoReturn:

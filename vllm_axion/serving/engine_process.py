@@ -117,6 +117,15 @@ def die_with_parent() -> None:
         os._exit(1)
 
 
+def redirect_output(path: str) -> None:
+    """Write everything this process prints into a named pipe, from which the server makes log lines."""
+    pipe = os.open(path, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        os.dup2(pipe, stream.fileno())
+    os.close(pipe)
+
+
 def prepare_engine_process(settings: Mapping[str, Any]) -> None:
     """Make this process a good neighbour, before vLLM's worker is built.
 
@@ -132,6 +141,8 @@ def prepare_engine_process(settings: Mapping[str, Any]) -> None:
         os.sched_setaffinity(0, {int(core) for core in cores})
     if folder := settings.get("folder"):
         os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+    if output := settings.get("output"):
+        redirect_output(str(output))
     if title := settings.get("title"):
         import setproctitle
 

@@ -32,6 +32,7 @@ from starlette.types import ASGIApp
 from vllm_axion.serving.config import ExpertConfig
 from vllm_axion.serving.engine_metrics import ExpertSeries
 from vllm_axion.serving.engine_options import engine_options
+from vllm_axion.serving.engine_output import OUTPUT_PIPE, EngineOutput
 from vllm_axion.serving.engine_process import ADDITIONAL_CONFIG_KEY, revive_fork_server
 from vllm_axion.serving.expert_spec import ExpertSpec
 from vllm_axion.serving.route_catalog import RouteCatalog
@@ -68,7 +69,9 @@ class ExpertEngine:
         process: BaseProcess,
         series: ExpertSeries,
         folder: Path,
+        output: EngineOutput,
     ) -> None:
+        self._output = output
         self.spec = spec
         self.app = app
         self.routes = RouteCatalog(app, owner=spec.expert_id)
@@ -121,6 +124,7 @@ class ExpertEngine:
         fail_requests(llm)
         await asyncio.to_thread(_shut_down, llm, self.process)
         self._series.engine_stopped()
+        self._output.close()
         shutil.rmtree(self._folder, ignore_errors=True)
         state = getattr(self.app, "state", None)
         if state is not None:
@@ -193,6 +197,7 @@ class EngineFactory:
         llm: Any = None
         # vLLM leaves the names of its sockets behind: one folder a load, removed with the engine.
         folder = Path(tempfile.mkdtemp(dir=self._run_directory))
+        output = EngineOutput(folder, spec.expert_id)
         try:
             args, llm, process = await loop.run_in_executor(
                 self._thread, self._start_llm, spec, series, folder, stage
@@ -206,6 +211,7 @@ class EngineFactory:
             if llm is not None:
                 await asyncio.to_thread(llm.shutdown, 0)
             series.engine_stopped()
+            output.close()
             shutil.rmtree(folder, ignore_errors=True)
             if isinstance(error, Exception):
                 if self._cancelled:
@@ -216,7 +222,7 @@ class EngineFactory:
         finally:
             with self._start_lock:
                 self._starting = None
-        return ExpertEngine(spec, llm, app, process, series, folder)
+        return ExpertEngine(spec, llm, app, process, series, folder, output)
 
     def starting_pid(self) -> int | None:
         """Process id of the engine being started, once it exists."""
@@ -269,6 +275,7 @@ class EngineFactory:
             "threads": self._threads,
             "title": f"vllm-axion: {config.expert_id}",
             "folder": str(folder),
+            "output": str(folder / OUTPUT_PIPE),
         }
         vars(args).update(
             model=spec.model,

@@ -33,6 +33,7 @@ from vllm_axion.serving.lazy_expert_manager import LazyExpertManager
 from vllm_axion.serving.media_policy import check_media
 from vllm_axion.serving.metrics import HowChosen, ServerMetrics
 from vllm_axion.serving.request_body import RequestBody, parse_body, query_model
+from vllm_axion.serving.request_log import about
 from vllm_axion.serving.route_catalog import RouteCatalog, route_path
 from vllm_axion.serving.semantic_router import Route, SemanticRouter
 
@@ -76,6 +77,7 @@ class Gateway:
         metrics: ServerMetrics,
     ) -> None:
         self._limits = config.limits
+        self._log_prompts = config.server.log_prompts
         self._media_domains = frozenset(config.server.allowed_media_domains)
         self._manager = manager
         self._router = router
@@ -165,6 +167,7 @@ class Gateway:
             check_media(body.data, self._media_domains)
             choice = self._choose(body, route_path(scope))
             answer.annotate(choice)
+            self._describe(scope, body, choice)
             await self._answer(scope, receive, answer, body, choice)
         except ClientGoneError:
             answer.status = _CLIENT_GONE
@@ -178,6 +181,19 @@ class Gateway:
             expert_id = None if choice is None else choice.expert_id
             how: HowChosen = "explicit" if choice is None else choice.how
             self._metrics.request_answered(expert_id, how, answer.status or _CLIENT_GONE)
+
+    def _describe(self, scope: Scope, body: RequestBody, choice: Choice) -> None:
+        facts = about(scope)
+        facts |= {
+            "expert": choice.expert_id,
+            "domain": choice.domain,
+            "confidence": round(choice.confidence, 3),
+            "chosen": choice.how,
+            "stream": body.stream,
+            "body_bytes": len(body.raw),
+        }
+        if self._log_prompts:
+            facts["prompt"] = list(body.messages())
 
     async def _read_body(self, headers: Headers, receive: Receive) -> bytes:
         limit = self._limits.max_body_bytes
@@ -211,6 +227,7 @@ class Gateway:
                 lease = await self._wait_for_lease(client, answer, body, choice, route_path(scope))
             lease.engine.routes.match(scope)
             answer.loaded(lease)
+            about(scope)["load_ms"] = round(lease.waited_s * 1000)
             if route_path(scope) == "/v1/responses":
                 answer.on_first_body = lambda data: self._remember_response(data, choice.expert_id)
             inner = {**scope, "headers": _with_length(scope, client.body)}

@@ -7,7 +7,6 @@ import argparse
 import asyncio
 import contextlib
 import copy
-import dataclasses
 import gc
 import importlib.metadata
 import logging
@@ -37,6 +36,8 @@ from vllm_axion.serving.expert_engine import EngineFactory, build_catalog_app, i
 from vllm_axion.serving.expert_spec import architectures
 from vllm_axion.serving.gateway import Gateway
 from vllm_axion.serving.lazy_expert_manager import LazyExpertManager
+from vllm_axion.serving.log_stream import LogStreams
+from vllm_axion.serving.logs import set_up_logging
 from vllm_axion.serving.metrics import ServerMetrics
 from vllm_axion.serving.profiles import PROFILES
 from vllm_axion.serving.residency import State
@@ -60,9 +61,13 @@ def run(config_path: str, args: argparse.Namespace) -> NoReturn:
     Ends the process: status 0 after a clean stop, 1 if a second signal cut the draining short. Raises
     SystemExit with status 1 if the address is taken.
     """
-    console = Console(stderr=True, highlight=False)
-    _set_up_logging(args)
     config = MultiModelConfig.load(config_path)
+    streams = LogStreams([e.expert_id for e in config.experts])
+    console = Console(stderr=True, highlight=False)
+    log_format = getattr(args, "log_format", None) or "text"
+    set_up_logging(args, streams, log_format=log_format, log_file=getattr(args, "log_file", None))
+    # Redirects could lead from an allowed media host to any other.
+    os.environ.setdefault("VLLM_MEDIA_URL_ALLOW_REDIRECTS", "0")
     keys = _access_keys(config, args)
     listening = _listen(args)
     known = architectures(config)
@@ -79,7 +84,7 @@ def run(config_path: str, args: argparse.Namespace) -> NoReturn:
         import_architecture(known)
         # Not asyncio.run: it would wait for threads that have nothing left to do.
         loop = uvloop.new_event_loop()
-        forced = loop.run_until_complete(_serve(config, args, keys, listening, folder, console))
+        forced = loop.run_until_complete(_serve(config, args, keys, listening, folder, streams, console))
     _leave(1 if forced else 0)
 
 
@@ -100,6 +105,7 @@ async def _serve(
     keys: list[AccessKey],
     listening: socket.socket,
     folder: Path,
+    streams: LogStreams,
     console: Console,
 ) -> bool:
     """Run the server; returns whether it was made to stop without draining."""
@@ -130,6 +136,8 @@ async def _serve(
         max_body_bytes=config.limits.max_body_bytes,
         vllm_version=_vllm_version(),
         show_docs=not args.disable_fastapi_docs,
+        log_requests=not args.disable_uvicorn_access_log,
+        streams=streams,
     )
     drain_s = config.lazy_loading.drain_timeout_s
 
@@ -150,7 +158,7 @@ async def _serve(
     uvicorn_config = uvicorn.Config(
         app,
         log_level=args.uvicorn_log_level,
-        access_log=not args.disable_uvicorn_access_log,
+        access_log=False,  # `RequestLog` says more
         ssl_keyfile=args.ssl_keyfile,
         ssl_certfile=args.ssl_certfile,
         ssl_ca_certs=args.ssl_ca_certs,
@@ -174,6 +182,7 @@ async def _serve(
         )
         server.should_exit = True
         manager.begin_drain()
+        streams.end()
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -253,24 +262,6 @@ def _listen(args: argparse.Namespace) -> socket.socket:
         )
         raise SystemExit(1) from None
     return listening
-
-
-def _set_up_logging(args: argparse.Namespace) -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
-    for name in ("vllm_axion", "uvicorn"):
-        named = logging.getLogger(name)
-        named.handlers[:] = [handler]
-        named.propagate = False
-    logging.getLogger("vllm_axion").setLevel(logging.INFO)
-    # One line a load is ours; vLLM writes about forty. VLLM_LOGGING_LEVEL or --log-level bring them back.
-    if "VLLM_LOGGING_LEVEL" not in os.environ and not hasattr(args, "log_level"):
-        os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
-        logging.getLogger("vllm").setLevel(logging.ERROR)
-        args.logging_config = dataclasses.replace(args.logging_config, log_level="ERROR")
-        args.use_tqdm_on_load = False
-    # Redirects could lead from an allowed media host to any other.
-    os.environ.setdefault("VLLM_MEDIA_URL_ALLOW_REDIRECTS", "0")
 
 
 def _vllm_version() -> str:

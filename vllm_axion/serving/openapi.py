@@ -77,6 +77,14 @@ OWN_ROUTES: dict[str, dict[str, Any]] = {
     "/models/unload": _post(
         "Drain and unload an expert, or cancel its load (admin key).", _NAMED, (400, 403, 404, 413)
     ),
+    "/logs/stream/{name}": {
+        **_get(
+            "Log lines of an expert, or of the `server` (admin key).",
+            "text/event-stream",
+            statuses=(403, 404),
+        ),
+        "parameters": [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}],
+    },
     "/models/sse": _get("Residency events as they happen (admin key).", "text/event-stream", statuses=(403,)),
 }
 

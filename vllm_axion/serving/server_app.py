@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict
@@ -16,13 +14,12 @@ from typing import Any
 from prometheus_client.registry import Collector
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.applications import Starlette
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from vllm_axion import __version__
 from vllm_axion.serving import openapi, pages
@@ -31,14 +28,17 @@ from vllm_axion.serving.errors import (
     BadRequestError,
     BodyTooLargeError,
     MethodNotAllowedError,
+    ModelNotFoundError,
     RouteNotFoundError,
     ServingError,
 )
 from vllm_axion.serving.gateway import Gateway
 from vllm_axion.serving.http_metrics import HttpMetrics
 from vllm_axion.serving.lazy_expert_manager import LazyExpertManager
+from vllm_axion.serving.log_stream import LogStreams
 from vllm_axion.serving.metrics import ServerMetrics, render
 from vllm_axion.serving.request_body import RequestBody, parse_body
+from vllm_axion.serving.request_log import RequestLog
 from vllm_axion.serving.route_catalog import RouteCatalog
 
 # Answered by this server itself, so never handed to an expert.
@@ -47,7 +47,6 @@ _DOCS = ("/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc")
 _ONE_ENGINE = ("/scale_elastic_ep", "/is_scaling_elastic_ep", "/kv_event_sources")
 OWN_PATHS = frozenset({*openapi.OWN_ROUTES, *_DOCS, *_ONE_ENGINE})
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _SSE_PING_S = 15
 
 
@@ -55,6 +54,8 @@ class ServerApp:
     """Endpoints of one server.
 
     Args:
+        log_requests: whether every request gets a line in the log.
+        streams: log lines by expert.
         show_docs: whether `/docs`, `/redoc` and `/openapi.json` exist.
     """
 
@@ -69,7 +70,11 @@ class ServerApp:
         max_body_bytes: int,
         vllm_version: str,
         show_docs: bool = True,
+        log_requests: bool = True,
+        streams: LogStreams,
     ) -> None:
+        self._log_requests = log_requests
+        self._streams = streams
         self._manager = manager
         self._gateway = gateway
         self._catalog = catalog
@@ -105,7 +110,7 @@ class ServerApp:
             app = CORSMiddleware(
                 app, allow_origins=list(cors_origins), allow_methods=["*"], allow_headers=["*"]
             )
-        http = HttpMetrics(RequestIds(app))
+        http = HttpMetrics(RequestLog(app, enabled=self._log_requests))
         self._series.append(http)
         return http
 
@@ -124,6 +129,7 @@ class ServerApp:
             Route("/models/load", self._load, methods=["POST"]),
             Route("/models/unload", self._unload, methods=["POST"]),
             Route("/models/sse", self._residency_events),
+            Route("/logs/stream/{name}", self._log_lines),
         ]
         if self._show_docs:
             routes += [
@@ -191,6 +197,20 @@ class ServerApp:
 
         return EventSourceResponse(events(), ping=_SSE_PING_S)
 
+    async def _log_lines(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in self._streams.names:
+            raise ModelNotFoundError(
+                f"there are no logs of {name[:200]!r}; ask for one of {self._streams.names}"
+            )
+
+        async def lines() -> AsyncIterator[ServerSentEvent]:
+            async with self._streams.follow(name) as queue:
+                while (line := await queue.get()) is not None:
+                    yield ServerSentEvent(json.dumps(line, default=str))
+
+        return EventSourceResponse(lines(), ping=_SSE_PING_S)
+
     async def _read(self, request: Request) -> RequestBody:
         parts, size = [], 0
         async for part in request.stream():
@@ -202,29 +222,6 @@ class ServerApp:
         if not body.is_json:
             raise BadRequestError("the body is empty, it must be a JSON object")
         return body
-
-
-class RequestIds:
-    """ASGI middleware: every answer carries ``x-request-id``, the client's own if it sent a sound one."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-
-        async def with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(raw=list(message.get("headers", [])))
-                headers["x-request-id"] = request_id
-                message = {**message, "headers": headers.raw}
-            await send(message)
-
-        await self._app(scope, receive, with_id)
 
 
 def _named(body: RequestBody) -> str:
