@@ -35,7 +35,7 @@ async def test_the_line_says_what_how_and_how_long(caplog: pytest.LogCaptureFixt
     assert vars(line)["expert"] == "coder"
 
 
-@pytest.mark.parametrize("unsound", ["two words", "x" * 129, "a\tb", "ñ".encode().decode("latin-1")])
+@pytest.mark.parametrize("unsound", ["two words", "x" * 129, "a\tb", "<script>"])
 async def test_an_unsound_id_is_replaced(unsound: str) -> None:
     answer = await ask(RequestLog(coder), **{"x-request-id": unsound})
     assert answer.headers["x-request-id"] != unsound
