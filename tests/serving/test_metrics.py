@@ -10,9 +10,12 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from vllm_axion.serving.metrics import (
+    EncoderOutcome,
     HowChosen,
     LoadOutcome,
     Rejection,
+    ReloadOutcome,
+    RouterStage,
     ServerMetrics,
     UnloadReason,
     render,
@@ -41,6 +44,12 @@ def let_everything_happen(metrics: ServerMetrics) -> None:
     metrics.requests_now("coder", in_flight=2, waiting=3)
     metrics.routed("coding", 0.001)
     metrics.routed("general", 0.001, abstained=True)
+    for stage in get_args(RouterStage):
+        for asked in get_args(EncoderOutcome):
+            metrics.encoder_asked(stage, asked)
+    metrics.router_cache_used(hits=3, misses=2, entries=2, size=2048)
+    for reload in get_args(ReloadOutcome):
+        metrics.router_reloaded(reload)
     metrics.memory_measured(limit=100, allowed=80, reserved=40)
     metrics.expert_memory("coder", weights=20, kv=10, process=35)
 
@@ -71,10 +80,8 @@ def test_the_documentation_lists_exactly_the_series_there_are() -> None:
 
 def test_the_documentation_names_every_label_value_of_a_fixed_list() -> None:
     text = DOCS.read_text("utf-8")
-    fixed = [
-        *State,
-        *(value for kind in (LoadOutcome, UnloadReason, HowChosen, Rejection) for value in get_args(kind)),
-    ]
+    kinds = (LoadOutcome, UnloadReason, HowChosen, Rejection, RouterStage, EncoderOutcome, ReloadOutcome)
+    fixed = [*State, *(value for kind in kinds for value in get_args(kind))]
     assert [value for value in fixed if f"`{value}`" not in text] == []
 
 
@@ -122,6 +129,18 @@ def test_requests_are_counted_by_class_of_status(status: int, shown_as: str) -> 
     metrics.request_answered("coder", "routed", status)
     labels = {"expert": "coder", "domain": "coding", "status": shown_as, "chosen": "routed"}
     assert value(metrics, "requests_total", **labels) == 1
+
+
+def test_a_domain_that_the_configuration_gained_has_a_series_of_its_own() -> None:
+    metrics = server_metrics()
+    metrics.configured({"coder": "law", "stranger": "law"}, domains=["general", "law"])
+    assert value(metrics, "routes_total", domain="law") == 0
+    metrics.routed("law", 0.001)
+    metrics.request_answered("coder", "routed", 200)
+    assert value(metrics, "routes_total", domain="law") == 1
+    labels = {"expert": "coder", "domain": "law", "status": "2xx", "chosen": "routed"}
+    assert value(metrics, "requests_total", **labels) == 1
+    assert value(metrics, "expert_state", expert="stranger", state="unloaded") is None
 
 
 def test_names_made_up_by_clients_add_no_series() -> None:

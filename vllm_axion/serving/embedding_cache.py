@@ -58,7 +58,7 @@ class CanEncode(Protocol):
 def normalise(text: str) -> str:
     """What encoders get to see: NFC, one space for any white space, nothing unprintable, bounded length."""
     text = text.strip()
-    if len(text) > HEAD_CHARS + TAIL_CHARS:
+    if len(text) > HEAD_CHARS + 1 + TAIL_CHARS:
         text = f"{text[:HEAD_CHARS]} {text[-TAIL_CHARS:]}"
     # Half surrogate pairs (which cannot be sent), NUL and marks of writing direction go.
     kept = "".join(c if c.isprintable() else " " if c.isspace() else "" for c in text)

@@ -20,6 +20,9 @@ LoadOutcome = Literal["loaded", "failed", "cancelled", "refused"]
 UnloadReason = Literal["idle", "evicted", "requested", "failed", "shutdown"]
 PrefetchOutcome = Literal["hit", "waste"]
 HowChosen = Literal["explicit", "routed", "abstained"]
+EncoderOutcome = Literal["used", "failed", "timeout", "not_ready"]
+RouterStage = Literal["first", "second"]
+ReloadOutcome = Literal["applied", "refused"]
 Rejection = Literal["queue_full", "never_fits", "timeout", "body_too_large", "unauthorized"]
 
 NO_EXPERT: Final = "none"
@@ -59,6 +62,11 @@ class ServerMetrics:
         self._routes = counter("routes", "Requests the router placed, by domain.", "domain")
         self._abstentions = counter("route_abstentions", "Routes too unsure to follow: default taken.")
         self._route_seconds = histogram("route_seconds", "Time to choose an expert.", _ROUTE_SECONDS)
+        self._encoder = counter("router_encoder", "Requests to an encoder.", "stage", "outcome")
+        self._cache_look_ups = counter("router_cache_lookups", "Texts looked up in the cache.", "result")
+        self._cache_entries = gauge("router_cache_entries", "Vectors in the embedding cache.")
+        self._cache_bytes = gauge("router_cache_bytes", "Size of the vectors in the cache.")
+        self._reloads = counter("router_reloads", "Changes of the configuration file.", "outcome")
         self._rejections = counter(
             "rejections", "Requests refused by a limit or for want of a key.", "reason"
         )
@@ -116,6 +124,28 @@ class ServerMetrics:
         if abstained:
             self._abstentions.inc()
 
+    def encoder_asked(self, stage: RouterStage, outcome: EncoderOutcome) -> None:
+        """An encoder beside the built-in one was to be asked; unless it was `used`, routing went without."""
+        self._encoder.labels(stage, outcome).inc()
+
+    def router_cache_used(self, *, hits: int, misses: int, entries: int, size: int) -> None:
+        """So many texts were found and not found; `entries` and `size` (bytes) are levels."""
+        self._cache_look_ups.labels("hit").inc(hits)
+        self._cache_look_ups.labels("miss").inc(misses)
+        self._cache_entries.set(entries)
+        self._cache_bytes.set(size)
+
+    def router_reloaded(self, outcome: ReloadOutcome) -> None:
+        """The configuration file changed, and what the router reads of it was applied or had faults."""
+        self._reloads.labels(outcome).inc()
+
+    def configured(self, experts: Mapping[str, str], *, domains: Iterable[str]) -> None:
+        """Domains of the experts after a reload: label values of what comes from now on."""
+        self._domain_of = {expert: experts.get(expert, domain) for expert, domain in self._domain_of.items()}
+        self._domains |= {*self._domain_of.values(), *domains}
+        for domain in self._domains:
+            self._routes.labels(domain)
+
     # Memory, all in bytes
 
     def memory_measured(self, *, limit: int, allowed: int, reserved: int) -> None:
@@ -149,6 +179,13 @@ class ServerMetrics:
             self._routes.labels(domain)
         for reason in get_args(Rejection):
             self._rejections.labels(reason)
+        for stage in get_args(RouterStage):
+            for outcome in get_args(EncoderOutcome):
+                self._encoder.labels(stage, outcome)
+        for result in ("hit", "miss"):
+            self._cache_look_ups.labels(result)
+        for outcome in get_args(ReloadOutcome):
+            self._reloads.labels(outcome)
 
     def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
         return Counter(f"vllm_axion:{name}", meaning, labels, registry=self.registry)
