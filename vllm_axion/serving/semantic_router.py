@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -77,7 +77,8 @@ class Route:
     """Where a request goes and why.
 
     `confidence` is the calibrated probability of `domain` (`probabilities[domain]`); `runner_up` is the next
-    likely domain; `evidence` are words and examples it rests on; `ms` is the time it took."""
+    likely domain; `evidence` are words and examples it rests on; `ms` is the time it took. `signal` is what
+    decided: a part of the message, its words (`content`, abstentions included), or nothing to go by."""
 
     expert_id: str
     domain: str
@@ -88,6 +89,7 @@ class Route:
     abstained: bool
     reason: str
     ms: float
+    signal: Literal["part", "content", "nothing"] = "content"
 
 
 @dataclass(frozen=True)
@@ -119,17 +121,25 @@ class SemanticRouter:
         *,
         loaded: Collection[str] = (),
         usable: Collection[str] | None = None,
+        content: Mapping[str, float] | None = None,
     ) -> Route:
         """Choose an expert for chat messages (a plain prompt is one user message).
 
         `loaded` are the ids of experts in memory; `usable` those that may be chosen (None, or none of ours:
-        all). Never raises on odd content; what cannot be judged is abstained from."""
+        all); `content` another encoder's probabilities of the last user turn, to be taken in place of the
+        built-in classifier's. Never raises on odd content; what cannot be judged is abstained from."""
         began = time.perf_counter()
         experts = [e for e in self._experts if usable is None or e.expert_id in usable] or list(self._experts)
-        route = self._choose(messages, experts, frozenset(loaded))
+        route = self._choose(messages, experts, frozenset(loaded), content)
         return replace(route, ms=(time.perf_counter() - began) * 1000.0)
 
-    def _choose(self, messages: Any, experts: list[ExpertConfig], loaded: frozenset[str]) -> Route:
+    def _choose(
+        self,
+        messages: Any,
+        experts: list[ExpertConfig],
+        loaded: frozenset[str],
+        content: Mapping[str, float] | None,
+    ) -> Route:
         available = tuple(dict.fromkeys(expert.domain for expert in experts))
         if IMAGES in available:
             part = _seen_part(messages)
@@ -138,11 +148,12 @@ class SemanticRouter:
                 expert = _best_of(IMAGES, experts, loaded)
                 why = f"the messages hold a part of type {part}"
                 evidence: tuple[str, ...] = (f"part «{part}»",)
-                return Route(expert.expert_id, IMAGES, 1.0, chances, None, evidence, False, why, 0.0)
-        opinion = self._opinion(user_turns(messages))
+                return Route(expert.expert_id, IMAGES, 1.0, chances, None, evidence, False, why, 0.0, "part")
+        opinion = self._opinion(user_turns(messages), content)
         if opinion is None:
             even = dict.fromkeys(available, 1.0 / len(available))
-            return self._fall_back(even, (), "the user's message has no words to judge by", experts, loaded)
+            why = "the user's message has no words to judge by"
+            return replace(self._fall_back(even, (), why, experts, loaded), signal="nothing")
         chances = self._over(available, opinion.chances)
         ranked = sorted(chances, key=lambda domain: -chances[domain])
         best = ranked[0]
@@ -192,8 +203,10 @@ class SemanticRouter:
             return dict.fromkeys(available, 1.0 / len(available))
         return {domain: chance / total for domain, chance in kept.items()}
 
-    def _opinion(self, turns: Sequence[str]) -> _Opinion | None:
-        """Read the user's turns in order, so that a follow-up to a follow-up finds where the talk is."""
+    def _opinion(self, turns: Sequence[str], content: Mapping[str, float] | None = None) -> _Opinion | None:
+        """Read the user's turns in order, so that a follow-up to a follow-up finds where the talk is.
+
+        `content` stands for the chances of the last."""
         talk: _Opinion | None = None
         for position, turn in enumerate(turns):
             judged = self._classifier.judge(turn)
@@ -201,7 +214,10 @@ class SemanticRouter:
                 # An emoji after a question is a follow-up; alone it says nothing.
                 talk = replace(talk, how="follow-up: stays with the talk") if talk and position else talk
                 continue
-            alone = _Opinion(self._chances(judged), judged, _content_reason(judged))
+            chances = self._chances(judged)
+            if content is not None and position == len(turns) - 1:
+                chances = np.array([content.get(domain, 0.0) for domain in self._classifier.domains])
+            alone = _Opinion(chances, judged, _content_reason(judged))
             talk = alone if talk is None else self._continued(talk, alone, turn)
         return talk
 
