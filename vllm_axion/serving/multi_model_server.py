@@ -255,9 +255,10 @@ def _listen(args: argparse.Namespace) -> socket.socket:
         address, where = (host, args.port), f"{host}:{args.port}"
     try:
         listening.bind(address)
-    except OSError as error:
+    except (OSError, OverflowError) as error:  # the latter from a port over 65535
         print(
-            f"cannot listen on {where}: {error.strerror}; choose another with --host and --port",
+            f"cannot listen on {where}: {getattr(error, 'strerror', None) or error}; choose another with"
+            " --host and --port",
             file=sys.stderr,
         )
         raise SystemExit(1) from None
