@@ -13,7 +13,7 @@ from vllm_axion.serving.config_router import EncoderConfig
 from vllm_axion.serving.embedding_cache import EmbeddingCache, EncoderError, Vectors, normalise
 from vllm_axion.serving.embedding_probe import EmbeddingProbe
 from vllm_axion.serving.metrics import EncoderOutcome
-from vllm_axion.serving.text_encoders import BATCH, TextEncoder
+from vllm_axion.serving.text_encoders import BATCH, ExpertEncoder, NotLoadedError, TextEncoder
 
 logger = logging.getLogger("vllm_axion.router")
 
@@ -112,6 +112,7 @@ class EncoderStage:
             try:
                 await self.prepare()
             except EncoderError as error:
+                self._ask_for_load(error)
                 if str(error) != self.problem:
                     logger.warning("%s is not used for routing yet: %s", self.encoder.name, error)
                 self.problem = str(error)
@@ -122,8 +123,10 @@ class EncoderStage:
             # An expert tells at once, and for nothing, that it is not loaded.
             pause = 2.0 if self.config.type == "expert" else min(2 * pause, _LONGEST_PAUSE_S)
 
-    async def judge(self, text: str) -> Opinion:
-        """What the encoder makes of a normalised text, within the configured time. Raises StageError."""
+    async def judge(self, text: str, *, may_load: bool = True) -> Opinion:
+        """What the encoder makes of a normalised text, within the configured time. Raises StageError.
+
+        With `may_load` False an expert that is not loaded is left so whatever the configuration says."""
         if self._probe is None:
             raise StageError("not_ready", self.problem or "not ready")
         if time.monotonic() < self._rest_until:
@@ -134,6 +137,10 @@ class EncoderStage:
         except TimeoutError:
             self._note_failure()
             raise StageError("timeout", f"no answer within {self.config.timeout_s:g} s") from None
+        except NotLoadedError as error:
+            if may_load:
+                self._ask_for_load(error)
+            raise StageError("not_ready", str(error)) from None
         except EncoderError as error:
             self._note_failure()
             raise StageError("failed", str(error)) from None
@@ -151,6 +158,10 @@ class EncoderStage:
         """The example of `domain` most like the text; None when the domain has none."""
         place = None if self._probe is None else self._probe.nearest(opinion.vector, domain)
         return None if place is None else self._texts[place]
+
+    def _ask_for_load(self, error: EncoderError) -> None:
+        if self.config.load and isinstance(error, NotLoadedError) and isinstance(self.encoder, ExpertEncoder):
+            self.encoder.ask_for_load()
 
     def _note_failure(self) -> None:
         # A service that hangs must not cost every request its timeout.

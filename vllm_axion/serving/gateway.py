@@ -35,7 +35,8 @@ from vllm_axion.serving.metrics import HowChosen, ServerMetrics
 from vllm_axion.serving.request_body import RequestBody, parse_body, query_model
 from vllm_axion.serving.request_log import about
 from vllm_axion.serving.route_catalog import RouteCatalog, route_path
-from vllm_axion.serving.semantic_router import Route, SemanticRouter
+from vllm_axion.serving.semantic_router import Route
+from vllm_axion.serving.staged_router import Routed, StagedRouter
 
 logger = logging.getLogger("vllm_axion.gateway")
 
@@ -49,6 +50,12 @@ _RESPONSE_PATH = re.compile(r"^/v1/responses/([^/]+)(?:/cancel)?$")
 _RESPONSES_REMEMBERED = 10_000
 # Streams in the shape of OpenAI's chunks, where a chunk without choices is allowed and ignored.
 _CHUNK_OBJECTS = {"/v1/chat/completions": "chat.completion.chunk", "/v1/completions": "text_completion"}
+
+# Routes of vLLM that only a model of its pooling runner answers.
+_POOLING_PATHS = frozenset(
+    {"/v1/embeddings", "/v2/embed", "/pooling", "/classify", "/score", "/v1/score"}
+    | {"/rerank", "/v1/rerank", "/v2/rerank"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +79,7 @@ class Gateway:
         self,
         config: MultiModelConfig,
         manager: LazyExpertManager,
-        router: SemanticRouter,
+        router: StagedRouter,
         catalog: RouteCatalog,
         metrics: ServerMetrics,
     ) -> None:
@@ -83,7 +90,6 @@ class Gateway:
         self._router = router
         self._catalog = catalog
         self._metrics = metrics
-        self._domains = {e.expert_id: e.domain for e in config.experts}
         self._answered_by: OrderedDict[str, str] = OrderedDict()
         self._active = 0
         self._routes = 0
@@ -103,16 +109,28 @@ class Gateway:
 
     # Choosing
 
-    def route(self, body: RequestBody) -> Route:
-        """Ask the router, and count its answer."""
+    async def route(self, body: RequestBody, path: str = "", *, explain: bool = False) -> Routed:
+        """Ask the router, and count its answer. `explain`: nothing may be loaded on the way."""
         began = time.perf_counter()
-        route = self._router.route(body.messages(), loaded=self._manager.loaded_ids())
-        seconds = time.perf_counter() - began
+        routed = await self._router.route(
+            body.messages(),
+            loaded=self._manager.loaded_ids(),
+            usable=self._usable(path),
+            may_load=not explain,
+        )
+        route, seconds = routed.route, time.perf_counter() - began
         self._metrics.routed(route.domain, seconds, abstained=route.abstained)
         self._routes += 1
         self._abstentions += route.abstained
         self._route_seconds += seconds
-        return route
+        return routed
+
+    def _usable(self, path: str) -> set[str] | None:
+        """Models that make embeddings cannot chat, and the others make none."""
+        pooling = self._router.pooling_experts
+        ids = set(self._manager.slots)
+        wanted = ids & pooling if path in _POOLING_PATHS else ids - pooling
+        return wanted or None
 
     def router_stats(self) -> dict[str, Any]:
         """The router's part of ``/stats``."""
@@ -121,9 +139,10 @@ class Gateway:
             "routes": self._routes,
             "abstentions": self._abstentions,
             "mean_ms": None if mean is None else round(mean, 3),
+            **self._router.stats(),
         }
 
-    def _choose(self, body: RequestBody, path: str) -> Choice:
+    async def _choose(self, body: RequestBody, path: str) -> Choice:
         named = body.model
         if named is None:
             # An earlier answer is known only to the expert that gave it.
@@ -134,17 +153,18 @@ class Gateway:
             slot = self._manager.slot(named)
             self._manager.observe(slot.expert_id, None, 0.0)
             return Choice(slot.expert_id, slot.config.domain, 1.0, "explicit")
-        route = self.route(body)
+        route = (await self.route(body, path)).route
         self._note_runner_up(route)
         return Choice(
             route.expert_id,
-            self._domains[route.expert_id],
+            self._manager.slot(route.expert_id).config.domain,
             route.confidence,
             "abstained" if route.abstained else "routed",
         )
 
     def _note_runner_up(self, route: Route) -> None:
-        second = next((e for e, domain in self._domains.items() if domain == route.runner_up), None)
+        experts = self._manager.slots.items()
+        second = next((e for e, slot in experts if slot.config.domain == route.runner_up), None)
         chance = route.probabilities.get(route.runner_up, 0.0) if route.runner_up else 0.0
         self._manager.observe(route.expert_id, second, chance)
 
@@ -165,7 +185,7 @@ class Gateway:
             raw = await self._read_body(headers, receive)
             body = parse_body(raw, headers.get("content-type", ""), scope.get("query_string", b""))
             check_media(body.data, self._media_domains)
-            choice = self._choose(body, route_path(scope))
+            choice = await self._choose(body, route_path(scope))
             answer.annotate(choice)
             self._describe(scope, body, choice)
             await self._answer(scope, receive, answer, body, choice)
@@ -284,7 +304,7 @@ class Gateway:
     async def _serve_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             self._catalog.match(scope)
-            choice = self._choose(
+            choice = await self._choose(
                 RequestBody(b"", model=query_model(scope.get("query_string", b""))), route_path(scope)
             )
             async with self._manager.lease(choice.expert_id) as lease:

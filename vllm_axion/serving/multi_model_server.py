@@ -25,8 +25,10 @@ from rich.console import Console
 from starlette.applications import Starlette
 
 from vllm_axion import __version__
+from vllm_axion.envs import cache_directory
 from vllm_axion.serving.access import AccessKey
 from vllm_axion.serving.config import BUILT_IN_DOMAINS, MultiModelConfig, not_in_this_build
+from vllm_axion.serving.config_reload import ConfigWatch
 from vllm_axion.serving.core_plan import engine_cores, usable_cores
 from vllm_axion.serving.core_sharing import CoreSharing
 from vllm_axion.serving.engine_metrics import ExpertSeries, ProcessSeries
@@ -43,8 +45,8 @@ from vllm_axion.serving.profiles import PROFILES
 from vllm_axion.serving.residency import State
 from vllm_axion.serving.route_catalog import RouteCatalog
 from vllm_axion.serving.run_directory import run_directory
-from vllm_axion.serving.semantic_router import SemanticRouter
 from vllm_axion.serving.server_app import OWN_PATHS, ServerApp
+from vllm_axion.serving.staged_router import StagedRouter
 
 logger = logging.getLogger("vllm_axion.server")
 
@@ -84,7 +86,9 @@ def run(config_path: str, args: argparse.Namespace) -> NoReturn:
         import_architecture(known)
         # Not asyncio.run: it would wait for threads that have nothing left to do.
         loop = uvloop.new_event_loop()
-        forced = loop.run_until_complete(_serve(config, args, keys, listening, folder, streams, console))
+        forced = loop.run_until_complete(
+            _serve(config_path, config, args, keys, listening, folder, streams, console)
+        )
     _leave(1 if forced else 0)
 
 
@@ -100,6 +104,7 @@ def _leave(status: int) -> NoReturn:
 
 
 async def _serve(
+    config_path: str,
     config: MultiModelConfig,
     args: argparse.Namespace,
     keys: list[AccessKey],
@@ -126,7 +131,18 @@ async def _serve(
     sharing = CoreSharing(config.cores.policy, cores)
     manager = LazyExpertManager(config, factory, series, metrics, profile=profile, cores=sharing)
     catalog = RouteCatalog(build_catalog_app(copy.deepcopy(args)), OWN_PATHS)
-    gateway = Gateway(config, manager, SemanticRouter(config), catalog, metrics)
+    router = StagedRouter(config, manager=manager, metrics=metrics, cache_folder=cache_directory())
+    gateway = Gateway(config, manager, router, catalog, metrics)
+
+    async def renew(changed: MultiModelConfig) -> None:
+        await router.renew(changed)
+        for expert in changed.experts:
+            manager.slot(expert.expert_id).config = expert
+        of_experts = {e.expert_id: e.domain for e in changed.experts}
+        metrics.configured(of_experts, domains=[*BUILT_IN_DOMAINS, *changed.domains])
+        metrics.router_reloaded("applied")
+
+    watch = ConfigWatch(config_path, config, renew, lambda: metrics.router_reloaded("refused"))
     pages = ServerApp(
         manager,
         gateway,
@@ -147,11 +163,15 @@ async def _serve(
         # What is imported stays: a collection then looks at little and does not stop the loop for long.
         gc.collect()
         gc.freeze()
+        router.start()
+        watch.start()
         greeting = asyncio.create_task(_greet(manager, args, console))
         try:
             yield
         finally:
             greeting.cancel()
+            await watch.stop()
+            await router.stop()
             await manager.stop()
 
     app = pages.build(keys, [*config.server.cors_origins, *args.allowed_origins], lifespan)

@@ -8,7 +8,6 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import asdict
 from typing import Any
 
 from prometheus_client.registry import Collector
@@ -177,9 +176,9 @@ class ServerApp:
 
     async def _explain_route(self, request: Request) -> Response:
         body = await self._read(request)
-        route = self._gateway.route(body)
-        loaded = route.expert_id in self._manager.loaded_ids()
-        return JSONResponse({**asdict(route), "loaded": loaded})
+        routed = await self._gateway.route(body, explain=True)
+        loaded = routed.route.expert_id in self._manager.loaded_ids()
+        return JSONResponse({**routed.explained(), "loaded": loaded})
 
     async def _load(self, request: Request) -> Response:
         self._manager.request_load(_named(await self._read(request)))

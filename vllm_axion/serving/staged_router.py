@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_axion.serving.config import EncoderConfig, MultiModelConfig
+from vllm_axion.serving.config_router import makes_embeddings
 from vllm_axion.serving.embedding_cache import FILE_NAME, EmbeddingCache, EncoderError, normalise
 from vllm_axion.serving.encoder_stage import EncoderStage, Opinion, StageError, chosen_examples
 from vllm_axion.serving.metrics import EncoderOutcome, ServerMetrics
@@ -87,6 +88,15 @@ class StagedRouter:
         self._fallbacks = self._second_stages = self._renewals = 0
 
     @property
+    def pooling_experts(self) -> frozenset[str]:
+        """Experts that encode and do not chat: those set up so, and those of the router."""
+        config = self._now.config
+        encoding = {stage.expert_id for stage in config.router.encoders().values()}
+        return frozenset(
+            e.expert_id for e in config.experts if e.expert_id in encoding or makes_embeddings(e)
+        )
+
+    @property
     def config(self) -> MultiModelConfig:
         """The configuration it routes by."""
         return self._now.config
@@ -133,8 +143,11 @@ class StagedRouter:
         *,
         loaded: Collection[str] = (),
         usable: Collection[str] | None = None,
+        may_load: bool = True,
     ) -> Routed:
-        """As `SemanticRouter.route`, with the configured encoders. Never raises on odd content."""
+        """As `SemanticRouter.route`, with the configured encoders. Never raises on odd content.
+
+        `may_load` False leaves an expert that encodes unloaded even where the configuration has it loaded."""
         began = time.perf_counter()
         now = self._now
         plain = now.router.route(messages, loaded=loaded, usable=usable)
@@ -150,7 +163,7 @@ class StagedRouter:
             if encoder.type == BUILT_IN:
                 return Routed(plain)
             try:
-                stage, opinion = await self._judge(now, field, text)
+                stage, opinion = await self._judge(now, field, text, may_load)
             except StageError as error:
                 self._fallbacks += 1
                 self._count(field, error.outcome)
@@ -204,13 +217,15 @@ class StagedRouter:
             "cache": asdict(self.cache.stats()),
         }
 
-    async def _judge(self, now: _Generation, field: str, text: str) -> tuple[EncoderStage, Opinion]:
+    async def _judge(
+        self, now: _Generation, field: str, text: str, may_load: bool
+    ) -> tuple[EncoderStage, Opinion]:
         stage = now.stages.get(field)
         if stage is None:
             raise StageError("not_ready", now.broken.get(field, "not ready"))
         before = self.cache.stats()
         try:
-            return stage, await stage.judge(text)
+            return stage, await stage.judge(text, may_load=may_load)
         finally:
             if self._metrics is not None:
                 after = self.cache.stats()

@@ -11,6 +11,7 @@ Each may fail at any time, and says so with `EncoderError`: the router then deci
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import importlib
 import json
@@ -41,6 +42,10 @@ FIRST_RETRY_S = 0.1
 ASK_FOR_LOAD_EVERY_S = 30.0
 _MAX_ANSWER_BYTES = 64 * 1024 * 1024
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+class NotLoadedError(EncoderError):
+    """The expert that encodes is not in memory."""
 
 
 class TextEncoder(Protocol):
@@ -95,7 +100,7 @@ def make_encoder(
         if manager is None:
             raise EncoderError("an expert can only be the encoder inside a running server")
         assert encoder.expert_id is not None
-        return ExpertEncoder(manager, encoder.expert_id, config.base_dir, load=encoder.load)
+        return ExpertEncoder(manager, encoder.expert_id, config.base_dir)
     if encoder.type == "sentence-transformers":
         assert encoder.model is not None
         is_local = config_values.is_path(encoder.model)
@@ -161,18 +166,18 @@ class OpenAIEncoder:
 class ExpertEncoder:
     """An expert of this server, asked through a lease and its own app, in process.
 
-    Never waits for a load, so a request that is being routed cannot hang on one. An expert that is not loaded
-    gives an EncoderError; with `load` its load is asked for at the same time, for later requests.
+    Never waits for a load, so a request that is being routed cannot hang on one: an expert that is not loaded
+    gives a NotLoadedError at once.
     """
 
-    def __init__(
-        self, manager: LazyExpertManager, expert_id: str, base_dir: Path, *, load: bool = False
-    ) -> None:
+    def __init__(self, manager: LazyExpertManager, expert_id: str, base_dir: Path) -> None:
+        """Raises EncoderError when there is no such expert."""
         self._manager = manager
         self._expert_id = expert_id
-        self._load = load
         self._asked_at = -ASK_FOR_LOAD_EVERY_S
         self._dim: int | None = None
+        if expert_id not in manager.slots:
+            raise EncoderError(f"the expert {expert_id} is not running; restart to add it")
         config = manager.slot(expert_id).config
         model = config.resolved_model(base_dir)
         options = [config.dtype, config.quantization, dict(config.engine_args)]
@@ -184,13 +189,9 @@ class ExpertEncoder:
         return self._dim
 
     async def encode(self, texts: Sequence[str]) -> Vectors:
-        try:
-            lease = self._manager.try_acquire(self._expert_id)
-            if lease is None:
-                self._ask_for_load()
-                raise EncoderError(f"the encoder {self._expert_id} is not loaded")
-        except ServingError as error:
-            raise EncoderError(f"the encoder {self._expert_id} cannot be used: {error.message}") from None
+        lease = self._manager.try_acquire(self._expert_id)
+        if lease is None:
+            raise NotLoadedError(f"the expert {self._expert_id} is not loaded")
         try:
             transport = httpx.ASGITransport(lease.engine.app, raise_app_exceptions=False)
             async with httpx.AsyncClient(transport=transport, timeout=None) as client:
@@ -210,9 +211,12 @@ class ExpertEncoder:
         self._dim = vectors.shape[1]
         return vectors
 
-    def _ask_for_load(self) -> None:
-        if self._load and time.monotonic() - self._asked_at >= ASK_FOR_LOAD_EVERY_S:
-            self._asked_at = time.monotonic()
+    def ask_for_load(self) -> None:
+        """Have it loaded for later requests, as an operator would; waits for nothing."""
+        if time.monotonic() - self._asked_at < ASK_FOR_LOAD_EVERY_S:
+            return
+        self._asked_at = time.monotonic()
+        with contextlib.suppress(ServingError):  # no room, or the server is stopping: it stays as it is
             self._manager.request_load(self._expert_id)
 
     async def close(self) -> None:
