@@ -5,6 +5,7 @@ Each one says why it is there, since which version it is needed and when it may 
 imports neither vLLM nor torch: it also runs where they are missing, to say so.
 """
 
+import importlib
 import importlib.machinery
 import importlib.util
 import os
@@ -363,6 +364,31 @@ def allow_amx_tiles() -> None:
 
     if torch.cpu._is_amx_tile_supported() and hasattr(torch.cpu, "_init_amx"):
         torch.cpu._init_amx()
+
+
+# --- Tracing --------------------------------------------------------------------------------------
+
+
+def share_tracer_provider(provider: Any) -> bool:
+    """Have the spans of every engine go through `provider`, an OpenTelemetry `TracerProvider`; False if
+    vLLM has no such table.
+
+    Why: each `AsyncLLM` calls `init_tracer`, which makes a provider with a thread and a connection of its own
+    and sets it as the process's. Only the first one set counts, and nobody ends the others: every reload of a
+    model would leave a thread and a connection behind. vLLM looks its backend up in a table at each call, so
+    the table's entry can answer with the provider there is. Since 0.32. May go when `init_otel_tracer` keeps
+    a provider that is set already.
+    """
+    backends = getattr(importlib.import_module("vllm.tracing"), "_REGISTERED_TRACING_BACKENDS", {})
+    if len(backends.get("otel", ())) != 5:
+        return False
+
+    def init_tracer(name: str, endpoint: str, attributes: Any = None) -> Any:
+        return provider.get_tracer(name)
+
+    is_available, _, *others = backends["otel"]
+    backends["otel"] = (is_available, init_tracer, *others)
+    return True
 
 
 # --- The command line -----------------------------------------------------------------------------
