@@ -406,7 +406,7 @@ def test_whatever_the_world_no_decision_breaks_a_rule(picture: World) -> None:
 
 
 def _next_picture(picture: World, plan: Plan, leaves: bool) -> World:
-    """What the manager makes of a plan: a load ends well, drained engines end, requests do if they `leave`."""
+    """What the manager makes of a plan: loads end well, drained engines end, requests do if they `leave`."""
     after: list[ExpertView] = []
     cancelled = {a.expert_id for a in plan.actions if isinstance(a, CancelLoad)}
     begun = {a.expert_id for a in plan.actions if isinstance(a, Load)}
@@ -422,7 +422,12 @@ def _next_picture(picture: World, plan: Plan, leaves: bool) -> World:
         elif view.state is L:
             served = view.waiters
             view = replace(
-                view, state=UP, waiters=0, asked=False, held_down=False, unused=bool(view.guess and not served)
+                view,
+                state=UP,
+                waiters=0,
+                asked=False,
+                held_down=False,
+                unused=bool(view.guess and not served),
             )
             view = replace(view, in_flight=served, last_used=now, loaded_at=now, guess=0.0)
         elif view.state is D and not view.in_flight:
@@ -505,5 +510,5 @@ def test_under_unending_load_everybody_is_served_and_memory_is_never_exceeded(
         now += step
     assert min(served.values()) >= 2, served
     if residency_s:
-        # Each load is kept at least min(residency, 5 x reload) seconds, and one expert fits at a time or more.
+        # Each stays at least min(residency, 5 x reload) seconds.
         assert switches <= len(sizes) * 400.0 / 5.0
