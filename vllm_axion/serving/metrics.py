@@ -59,6 +59,12 @@ class ServerMetrics:
         )
         self._in_flight = gauge("requests_in_flight", "Requests an expert is working on.", "expert")
         self._waiting = gauge("requests_waiting", "Requests waiting for an expert's load.", "expert")
+        # Found once: every request passes here several times, and looking a series up costs more than
+        # setting it.
+        self._levels = {
+            expert: (self._in_flight.labels(expert), self._waiting.labels(expert)) for expert in experts
+        }
+        self._answered: dict[tuple[str, int, HowChosen], Counter] = {}
         self._routes = counter("routes", "Requests the router placed, by domain.", "domain")
         self._abstentions = counter("route_abstentions", "Routes too unsure to follow: default taken.")
         self._route_seconds = histogram("route_seconds", "Time to choose an expert.", _ROUTE_SECONDS)
@@ -104,14 +110,19 @@ class ServerMetrics:
     def request_answered(self, expert_id: str | None, chosen: HowChosen, status: int) -> None:
         """An answer of HTTP `status` is complete, or its client is gone (give 499); no expert: None."""
         expert = self._expert(expert_id)
-        status_class = f"{min(max(status // 100, 1), 5)}xx"
-        self._requests.labels(expert, self._domain_of.get(expert, NO_EXPERT), status_class, chosen).inc()
+        key = (expert, status // 100, chosen)
+        series = self._answered.get(key)
+        if series is None:
+            domain = self._domain_of.get(expert, NO_EXPERT)
+            series = self._requests.labels(expert, domain, f"{min(max(status // 100, 1), 5)}xx", chosen)
+            self._answered[key] = series
+        series.inc()
 
     def requests_now(self, expert_id: str, *, in_flight: int, waiting: int) -> None:
         """Levels, not steps: whoever counts requests says the count, so this copy can't drift."""
-        expert = self._expert(expert_id)
-        self._in_flight.labels(expert).set(in_flight)
-        self._waiting.labels(expert).set(waiting)
+        in_flight_level, waiting_level = self._levels[self._expert(expert_id)]
+        in_flight_level.set(in_flight)
+        waiting_level.set(waiting)
 
     def request_rejected(self, reason: Rejection) -> None:
         self._rejections.labels(reason).inc()
@@ -143,6 +154,7 @@ class ServerMetrics:
         """Domains of the experts after a reload: label values of what comes from now on."""
         self._domain_of = {expert: experts.get(expert, domain) for expert, domain in self._domain_of.items()}
         self._domains |= {*self._domain_of.values(), *domains}
+        self._answered.clear()
         for domain in self._domains:
             self._routes.labels(domain)
 

@@ -18,7 +18,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from vllm_axion import __version__
 from vllm_axion.serving import openapi, pages
@@ -38,7 +38,7 @@ from vllm_axion.serving.log_stream import LogStreams
 from vllm_axion.serving.metrics import ServerMetrics, render
 from vllm_axion.serving.request_body import RequestBody, parse_body
 from vllm_axion.serving.request_log import RequestLog
-from vllm_axion.serving.route_catalog import RouteCatalog
+from vllm_axion.serving.route_catalog import RouteCatalog, route_path
 
 # Answered by this server itself, so never handed to an expert.
 _DOCS = ("/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc")
@@ -104,7 +104,7 @@ class ServerApp:
         # Not a mount at "/": that would also take a wrong method on one of our own paths.
         starlette.router.redirect_slashes = False
         starlette.router.default = self._gateway
-        app: ASGIApp = AccessControl(starlette, keys, self._metrics)
+        app: ASGIApp = AccessControl(self._dispatch(starlette), keys, self._metrics)
         if cors_origins:
             app = CORSMiddleware(
                 app, allow_origins=list(cors_origins), allow_methods=["*"], allow_headers=["*"]
@@ -112,6 +112,22 @@ class ServerApp:
         http = HttpMetrics(RequestLog(app, enabled=self._log_requests))
         self._series.append(http)
         return http
+
+    def _dispatch(self, own: ASGIApp) -> ASGIApp:
+        """Our own endpoints to ``own``, everything else straight to the gateway: a chat need not be compared
+        with every route of ours first.
+        """
+        plain = frozenset(route.path for route in self._routes() if "{" not in route.path)
+        begins = tuple(route.path.partition("{")[0] for route in self._routes() if "{" in route.path)
+
+        async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
+            path = route_path(scope) if scope["type"] == "http" else ""
+            if not path or path in plain or path.startswith(begins):
+                await own(scope, receive, send)
+            else:
+                await self._gateway(scope, receive, send)
+
+        return dispatch
 
     def _routes(self) -> list[Route]:
         routes = [
