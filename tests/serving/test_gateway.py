@@ -163,6 +163,19 @@ def test_a_slow_load_that_fails_ends_the_stream_with_an_error_and_done(unloaded:
     _nothing_left(unloaded)
 
 
+def test_a_refusal_after_a_slow_load_is_an_event_of_the_stream(unloaded: RunningServer) -> None:
+    with stalled_load(unloaded) as stalled, unloaded.http() as client:
+        resume = later(EARLY_STREAM_AFTER_S + 0.5, stalled.go_on)
+        body = {**SHORT, "stream": True, "temperature": -5}
+        with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+            lines = [line for line in answer.iter_lines() if line]
+        resume.join()
+    assert answer.status_code == 200
+    error, done = _events(lines)
+    assert json.loads(error)["error"]["code"] == 400 and "temperature" in error
+    assert done == "[DONE]"
+
+
 def test_a_failed_load_is_503_with_the_time_of_the_next_try(unloaded: RunningServer) -> None:
     with stalled_load(unloaded) as stalled, unloaded.http() as client:
         end = later(0.5, stalled.kill)
