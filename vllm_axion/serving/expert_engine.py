@@ -30,6 +30,7 @@ from typing import Any
 from starlette.types import ASGIApp
 
 from vllm_axion.serving.config import ExpertConfig
+from vllm_axion.serving.content_faults import refuse_odd_content
 from vllm_axion.serving.engine_metrics import ExpertSeries
 from vllm_axion.serving.engine_options import engine_options
 from vllm_axion.serving.engine_output import OUTPUT_PIPE, EngineOutput
@@ -205,6 +206,7 @@ class EngineFactory:
             tasks = await llm.get_supported_tasks()
             stage("app")
             app = await loop.run_in_executor(self._thread, _build_inner_app, args, llm, tasks)
+            refuse_odd_content(app, spec.expert_id, lambda: bool(llm.errored))
             if self._cancelled:
                 raise EngineCancelledError(spec.expert_id)
         except BaseException as error:
