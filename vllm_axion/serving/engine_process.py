@@ -109,13 +109,19 @@ def die_with_parent() -> None:
 
     The parent is the fork server, which itself ends when the server does, even by ``kill -9``.
     """
-    if not sys.platform.startswith("linux"):
-        return
     parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    be_killed_with_parent()
     if os.getppid() != parent or parent == 1:  # it died just before the call
         os._exit(1)
     _let_go_of_fork_server()
+
+
+def be_killed_with_parent() -> None:
+    """From now on the kernel kills this process when its parent ends; nothing happens where there is no such
+    service.
+    """
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _let_go_of_fork_server() -> None:

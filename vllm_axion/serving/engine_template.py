@@ -14,12 +14,21 @@ import contextlib
 import gc
 import os
 
-from vllm_axion.serving.engine_process import ARCHITECTURES_VARIABLE
+from vllm_axion.serving.engine_process import (
+    ARCHITECTURES_VARIABLE,
+    be_killed_with_parent,
+    die_with_parent,
+)
 
 
 def _import_everything() -> None:
     with contextlib.suppress(OSError):  # already leads a group
         os.setpgrp()
+    # multiprocessing's own way, a pipe that closes with the server, fails while an engine holds its end.
+    be_killed_with_parent()
+    # An engine is bound to its parent from its first moment: one that is still starting when the server dies
+    # would wait for it for minutes.
+    os.register_at_fork(after_in_child=die_with_parent)
     from vllm.plugins import load_general_plugins
 
     load_general_plugins()
