@@ -74,9 +74,9 @@ def stalled_load(server: RunningServer) -> Iterator[StalledLoad]:
 
 def engine_pids(server: RunningServer) -> list[int]:
     """Engine processes: children of the server's fork server."""
-    found = []
-    for process in psutil.Process(server.pid).children():
-        with contextlib.suppress(psutil.Error):
+    found: list[int] = []
+    with contextlib.suppress(psutil.Error):  # a process may end while it is looked at
+        for process in psutil.Process(server.pid).children():
             if "multiprocessing.forkserver" in " ".join(process.cmdline()):
                 found += [child.pid for child in process.children()]
     return found

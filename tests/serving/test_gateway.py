@@ -400,6 +400,16 @@ def test_unknown_paths_and_methods_wake_no_expert(
     assert unloaded.expert(EXPERT)["state"] == "unloaded"
 
 
+@pytest.mark.parametrize("path", ["/v1/nothing", "/v1/realtime?model=unknown"])
+def test_a_websocket_to_nowhere_is_closed_and_wakes_no_expert(unloaded: RunningServer, path: str) -> None:
+    with _connect(unloaded) as connection:
+        head = f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        key = "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        connection.sendall((head + key).encode())
+        assert connection.recv(100).startswith(b"HTTP/1.1 403")
+    assert unloaded.expert(EXPERT)["state"] == "unloaded"
+
+
 def test_a_request_that_is_refused_wakes_no_expert(unloaded: RunningServer) -> None:
     image = {"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}
     bodies: list[Any] = [

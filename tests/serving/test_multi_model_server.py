@@ -24,7 +24,7 @@ from openai.types.chat import ChatCompletion
 from PIL import Image
 
 from tests.serving.running_server import RunningServer, StartServer
-from tests.serving.stalled_load import engine_pids
+from tests.serving.stalled_load import engine_pids, stalled_load
 
 EXPERTS = ["phi4_fast", "mistral_balanced", "qwen_coder", "gemma3_multimodal", "aya_expanse_multilingual"]
 HOLA: list[Any] = [{"role": "user", "content": "Hola"}]
@@ -592,16 +592,20 @@ def test_a_second_sigterm_ends_at_once_with_status_1(start_server: StartServer) 
     _all_gone(family)
 
 
-def test_kill_9_of_the_server_leaves_no_process_behind(start_server: StartServer) -> None:
-    server = start_server(only=["qwen_coder"], lazy_loading={"warmup_pool_size": 1})
+def test_kill_9_of_the_server_leaves_no_engine_behind_ready_or_starting(start_server: StartServer) -> None:
+    server = start_server(only=["qwen_coder", "phi4_fast"], lazy_loading={"warmup_pool_size": 0})
     stream = _story(server)
-    family = server.descendants()
-    assert any(process.pid == server.expert("qwen_coder")["pid"] for process in family)
-    server.process.kill()
-    server.process.wait(10)
+    with stalled_load(server) as starting:
+        with server.http() as client:
+            client.post("/models/load", json={"model": "phi4_fast"}).raise_for_status()
+        starting.wait()
+        family = server.descendants()
+        assert {server.expert("qwen_coder")["pid"], starting.pid} <= {process.pid for process in family}
+        server.process.kill()
+        server.process.wait(10)
+        _all_gone(family)
     with pytest.raises((openai.APIError, httpx.HTTPError)):
         list(stream)
-    _all_gone(family)
 
 
 def test_without_its_configuration_a_launcher_says_so_in_one_line(tmp_path: Path) -> None:

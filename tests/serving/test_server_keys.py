@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -12,6 +13,7 @@ import pytest
 
 from tests.serving.running_server import RunningServer, StartServer
 
+AT_ONCE = 2
 FROM_FLAG, FROM_FILE, FROM_ENV, IN_CONFIG = "k-flag", "k-file", "k-env", "k-config"
 
 
@@ -33,6 +35,7 @@ def server(start_server: StartServer, tmp_path_factory: pytest.TempPathFactory) 
         environment={"TEST_SERVER_KEY": FROM_ENV},
         only=["phi4_fast"],
         lazy_loading={"warmup_pool_size": 0},
+        limits={"max_concurrent_requests": AT_ONCE},
         server={"api_keys": keys, "cors_origins": ["https://app.example"]},
     )
     yield server
@@ -89,6 +92,18 @@ def test_no_key_is_ever_shown(server: RunningServer) -> None:
         shown += _get(server, path, FROM_ENV).text
     for key in (FROM_FLAG, FROM_FILE, FROM_ENV, IN_CONFIG):
         assert key not in shown
+
+
+def test_more_requests_at_once_than_allowed_are_429(server: RunningServer) -> None:
+    story = {"model": "phi4_fast", "prompt": "x", "max_tokens": 600, "ignore_eos": True}
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        asked = [pool.submit(_post, server, "/v1/completions", FROM_ENV, story) for _ in range(AT_ONCE)]
+        server.wait_until(lambda: _get(server, "/load", FROM_ENV).json() == {"server_load": AT_ONCE}, 20)
+        refused = _post(server, "/v1/completions", FROM_ENV, story)
+        health = _get(server, "/health", None)
+    assert refused.status_code == 429 and refused.json()["error"]["code"] == "queue_full"
+    assert refused.headers["retry-after"] and health.status_code == 200
+    assert [future.result().status_code for future in asked] == [200] * AT_ONCE
 
 
 def test_configured_sites_may_ask_from_a_browser_and_others_not(server: RunningServer) -> None:
