@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import pickle
+import subprocess
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -353,3 +355,17 @@ def test_an_inactive_platform_is_told_with_its_reason(
         command_line.serve([config], prog="vllm-axion serve")
     assert ended.value.code == 2
     assert f"the vllm-axion platform is not active: {told}" in capsys.readouterr().err
+
+
+def test_a_process_whose_vllm_skips_plug_ins_says_so_in_one_line_of_error(config: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "vllm_axion.cli", "serve", config],
+        env={**os.environ, "VLLM_TARGET_DEVICE": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert "Traceback" not in ended.stderr
+    assert "VLLM_TARGET_DEVICE=cpu is set" in ended.stderr.splitlines()[-1]

@@ -136,6 +136,8 @@ def serve(flags: Sequence[str], *, prog: str, config: str | None = None) -> None
     except compat.VllmNotUsable as fault:
         _fail(prog, [str(fault)])
     compat.alias_vllm_distribution()
+    # Where vLLM skips our platform, nobody else has: importing vLLM would end before it can be said why.
+    compat.define_missing_torchvision_operators()
     parser = make_parser(prog)
     try:
         args = parser.parse_args(_with_separate_config_file(flags))
