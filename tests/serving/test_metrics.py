@@ -50,7 +50,9 @@ def let_everything_happen(metrics: ServerMetrics) -> None:
     metrics.router_cache_used(hits=3, misses=2, entries=2, size=2048)
     for reload in get_args(ReloadOutcome):
         metrics.router_reloaded(reload)
-    metrics.memory_measured(limit=100, allowed=80, reserved=40)
+    metrics.request_waited("coder", 1.5)
+    metrics.cores_given("coder", 2)
+    metrics.memory_measured(limit=100, allowed=80, reserved=40, others=10)
     metrics.expert_memory("coder", weights=20, kv=10, process=35)
 
 

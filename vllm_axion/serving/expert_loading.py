@@ -92,7 +92,7 @@ async def load_expert(
         known = text.startswith(slot.expert_id)
         return failed(text if known else f"{slot.expert_id} could not be loaded: {text}")
     except Exception:
-        logger.exception("loading %s failed", slot.expert_id)
+        logger.exception("loading %s failed", slot.expert_id, extra={"expert": slot.expert_id})
         return failed(f"{slot.expert_id} could not be loaded; the server's log says why")
     finally:
         progress.cancel()

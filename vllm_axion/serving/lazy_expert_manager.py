@@ -141,7 +141,9 @@ class LazyExpertManager:
                 slot.held_down = (
                     True  # not a candidate for the warm pool; a request tries again and gets the reason
                 )
-                logger.warning("%s cannot be loaded: %s", slot.expert_id, error)
+                logger.warning(
+                    "%s cannot be loaded: %s", slot.expert_id, error, extra={"expert": slot.expert_id}
+                )
         await self._memory.sample()
         self._loop_task = asyncio.create_task(self._run(), name="expert-manager")
         self._memory.start(self._wake.set)
@@ -343,6 +345,7 @@ class LazyExpertManager:
                 for action in plan.actions:  # a change of state wakes the loop again
                     self._carry_out(action)
                 self._share_cores()
+                self._show_levels()
                 wake_at = min((t for t in (plan.wake_at, self._next_expiry()) if t is not None), default=None)
             except Exception:
                 logger.exception("the expert manager met an error and goes on")
@@ -365,7 +368,11 @@ class LazyExpertManager:
             self._begin_unload(slot, "idle" if action.reason == "idle" else "evicted")
         elif isinstance(action, CancelLoad):
             if not slot.cancelling:
-                logger.info("%s: nobody waits for it any more, its load is cancelled", slot.expert_id)
+                logger.info(
+                    "%s: nobody waits for it any more, its load is cancelled",
+                    slot.expert_id,
+                    extra={"expert": slot.expert_id},
+                )
             self._cancel_load(slot)
 
     def _cancel_load(self, slot: ExpertSlot) -> None:
@@ -374,7 +381,7 @@ class LazyExpertManager:
             self._factory.cancel()
 
     def _begin_unload(self, slot: ExpertSlot, reason: UnloadReason) -> None:
-        logger.info("%s: unloading (%s)", slot.expert_id, reason)
+        logger.info("%s: unloading (%s)", slot.expert_id, reason, extra={"expert": slot.expert_id})
         self._set_state(slot, State.DRAINING)
         self._spawn(self._unload(slot, reason), "unload")
 
@@ -408,9 +415,10 @@ class LazyExpertManager:
         self._set_state(slot, State.LOADED)
         if not self._closing:
             self._spawn(self._sample_memory())
-        logger.info("%s: loaded in %.2f s", slot.expert_id, event.seconds)
+        logger.info("%s: loaded in %.2f s", slot.expert_id, event.seconds, extra={"expert": slot.expert_id})
         for future, since in slot.waiters.items():
             if not future.done():
+                self._metrics.request_waited(slot.expert_id, now - since)
                 future.set_result(self._grant(slot, event.engine, now - since))
         slot.waiters.clear()
         self._count(slot)
@@ -432,7 +440,7 @@ class LazyExpertManager:
         slot.asked = False
         slot.note_failure(event.error, now, was_running=False)
         self._set_state(slot, State.FAILED)
-        logger.error("%s", event.error)
+        logger.error("%s", event.error, extra={"expert": slot.expert_id})
         self._refuse(slot, CannotLoadNowError(event.error, param="model", retry_after_s=slot.retry_at - now))
 
     def _apply_gone(self, event: _Gone) -> None:
@@ -452,7 +460,8 @@ class LazyExpertManager:
         if slot.engine is not event.engine:
             return
         error = f"the engine of {slot.expert_id} ended unexpectedly"
-        logger.error("%s (exit code %s)", error, event.engine.process.exitcode)
+        code = event.engine.process.exitcode
+        logger.error("%s (exit code %s)", error, code, extra={"expert": slot.expert_id})
         slot.note_failure(error, time.monotonic(), was_running=True)
         if slot.state is State.LOADED:
             self._set_state(slot, State.FAILED)
@@ -524,7 +533,11 @@ class LazyExpertManager:
                 await asyncio.wait_for(slot.drained.wait(), limit)
             except TimeoutError:
                 logger.warning(
-                    "%s: %d requests cut off after %.0f s", slot.expert_id, slot.in_flight, limit or 0
+                    "%s: %d requests cut off after %.0f s",
+                    slot.expert_id,
+                    slot.in_flight,
+                    limit or 0,
+                    extra={"expert": slot.expert_id},
                 )
         await self._end(slot, reason)
 
@@ -533,7 +546,9 @@ class LazyExpertManager:
             if slot.engine is not None:
                 await slot.engine.stop()
         except Exception:
-            logger.exception("ending the engine of %s met an error", slot.expert_id)
+            logger.exception(
+                "ending the engine of %s met an error", slot.expert_id, extra={"expert": slot.expert_id}
+            )
         self._tell(_Gone(slot, reason))
 
     def memory(self) -> dict[str, Any]:
@@ -552,6 +567,13 @@ class LazyExpertManager:
         for slot, cores in self._cores.changes(self.slots.values()):
             if slot.engine is not None:
                 self._spawn(slot.engine.set_cores(cores))
+
+    def _show_levels(self) -> None:
+        """Set the gauges of what the loop decides; a scrape must not have to ask for ``/stats`` first."""
+        self._memory.report(self._rules.allowed_bytes)
+        for slot in self.slots.values():
+            cores = 0 if slot.engine is None else len(self.cores(slot.expert_id))
+            self._metrics.cores_given(slot.expert_id, cores)
 
     def views(self) -> Sequence[ExpertSlot]:
         """Every expert's record, in the order of the configuration."""

@@ -93,7 +93,10 @@ class MemoryWatch:
         """The memory part of ``/stats``, in bytes; also sets the gauges."""
         reserved = sum(s.view().held_bytes for s in self._slots if s.state in RESIDENT)
         self._metrics.memory_measured(
-            limit=self.machine.limit_bytes, allowed=allowed_bytes, reserved=reserved
+            limit=self.machine.limit_bytes,
+            allowed=allowed_bytes,
+            reserved=reserved,
+            others=self.other_bytes,
         )
         return {
             "limit_bytes": self.machine.limit_bytes,

@@ -65,6 +65,13 @@ class ServerMetrics:
             expert: (self._in_flight.labels(expert), self._waiting.labels(expert)) for expert in experts
         }
         self._answered: dict[tuple[str, int, HowChosen], Counter] = {}
+        self._wait_seconds = histogram(
+            "request_wait_seconds",
+            "Time requests waited for their expert to be loaded; only those that waited.",
+            _LOAD_SECONDS,
+            "expert",
+        )
+        self._cores = gauge("expert_cores", "Cores the expert's engine may use now.", "expert")
         self._routes = counter("routes", "Requests the router placed, by domain.", "domain")
         self._abstentions = counter("route_abstentions", "Routes too unsure to follow: default taken.")
         self._route_seconds = histogram("route_seconds", "Time to choose an expert.", _ROUTE_SECONDS)
@@ -79,6 +86,7 @@ class ServerMetrics:
         self._memory_limit = gauge("memory_limit_bytes", "The smaller of the cgroup limit and RAM.")
         self._memory_allowed = gauge("memory_allowed_bytes", "Part of the limit that experts may use.")
         self._memory_reserved = gauge("memory_reserved_bytes", "Promised to loaded and loading experts.")
+        self._memory_others = gauge("memory_others_bytes", "In use under the limit by anything else.")
         self._expert_memory = gauge("expert_memory_bytes", "Memory of a loaded expert.", "expert", "kind")
         self._show_zeros()
 
@@ -100,6 +108,10 @@ class ServerMetrics:
         """The expert's engine is gone. Its memory gauges read 0 from here on."""
         self._unloads.labels(self._expert(expert_id), reason).inc()
         self.expert_memory(expert_id, weights=0, kv=0, process=0)
+
+    def cores_given(self, expert_id: str, cores: int) -> None:
+        """The expert's engine may run on so many logical CPUs; 0 while there is none."""
+        self._cores.labels(self._expert(expert_id)).set(cores)
 
     def prefetched(self, expert_id: str, outcome: PrefetchOutcome) -> None:
         """An expert loaded on a guess was asked for (hit), or went without (waste)."""
@@ -123,6 +135,10 @@ class ServerMetrics:
         in_flight_level, waiting_level = self._levels[self._expert(expert_id)]
         in_flight_level.set(in_flight)
         waiting_level.set(waiting)
+
+    def request_waited(self, expert_id: str, seconds: float) -> None:
+        """A request was given its expert after waiting for the load."""
+        self._wait_seconds.labels(self._expert(expert_id)).observe(seconds)
 
     def request_rejected(self, reason: Rejection) -> None:
         self._rejections.labels(reason).inc()
@@ -160,10 +176,11 @@ class ServerMetrics:
 
     # Memory, all in bytes
 
-    def memory_measured(self, *, limit: int, allowed: int, reserved: int) -> None:
+    def memory_measured(self, *, limit: int, allowed: int, reserved: int, others: int) -> None:
         self._memory_limit.set(limit)
         self._memory_allowed.set(allowed)
         self._memory_reserved.set(reserved)
+        self._memory_others.set(others)
 
     def expert_memory(self, expert_id: str, *, weights: int, kv: int, process: int) -> None:
         """`process` is what the operating system says of the engine's process, weights and KV included."""
@@ -180,7 +197,9 @@ class ServerMetrics:
             self.state_changed(expert, State.UNLOADED)
             self.requests_now(expert, in_flight=0, waiting=0)
             self.expert_memory(expert, weights=0, kv=0, process=0)
+            self.cores_given(expert, 0)
             self._load_seconds.labels(expert)
+            self._wait_seconds.labels(expert)
             for outcome in get_args(LoadOutcome):
                 self._loads.labels(expert, outcome)
             for guess in get_args(PrefetchOutcome):
