@@ -37,6 +37,7 @@ from vllm_axion.serving.request_log import about
 from vllm_axion.serving.route_catalog import RouteCatalog, route_path
 from vllm_axion.serving.semantic_router import Route
 from vllm_axion.serving.staged_router import Routed, StagedRouter
+from vllm_axion.serving.tracing import RequestTrace, Tracing
 
 logger = logging.getLogger("vllm_axion.gateway")
 
@@ -82,7 +83,9 @@ class Gateway:
         router: StagedRouter,
         catalog: RouteCatalog,
         metrics: ServerMetrics,
+        tracing: Tracing | None = None,
     ) -> None:
+        self._tracing = tracing or Tracing()
         self._limits = config.limits
         self._log_prompts = config.server.log_prompts
         self._media_domains = frozenset(config.server.allowed_media_domains)
@@ -173,6 +176,7 @@ class Gateway:
     async def _serve_http(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = _Answer(send)
         choice: Choice | None = None
+        trace = self._tracing.request(scope)
         self._active += 1
         try:
             self._catalog.match(scope)
@@ -185,10 +189,11 @@ class Gateway:
             raw = await self._read_body(headers, receive)
             body = parse_body(raw, headers.get("content-type", ""), scope.get("query_string", b""))
             check_media(body.data, self._media_domains)
-            choice = await self._choose(body, route_path(scope))
+            with trace.step("axion.route"):
+                choice = await self._choose(body, route_path(scope))
             answer.annotate(choice)
             self._describe(scope, body, choice)
-            await self._answer(scope, receive, answer, body, choice)
+            await self._answer(scope, receive, answer, body, choice, trace)
         except ClientGoneError:
             answer.status = _CLIENT_GONE
         except ServingError as error:
@@ -201,6 +206,7 @@ class Gateway:
             expert_id = None if choice is None else choice.expert_id
             how: HowChosen = "explicit" if choice is None else choice.how
             self._metrics.request_answered(expert_id, how, answer.status or _CLIENT_GONE)
+            trace.end(scope, about(scope), answer.status or _CLIENT_GONE)
 
     def _describe(self, scope: Scope, body: RequestBody, choice: Choice) -> None:
         facts = about(scope)
@@ -238,26 +244,34 @@ class Gateway:
                 return b"".join(parts) if len(parts) != 1 else parts[0]
 
     async def _answer(
-        self, scope: Scope, receive: Receive, answer: _Answer, body: RequestBody, choice: Choice
+        self,
+        scope: Scope,
+        receive: Receive,
+        answer: _Answer,
+        body: RequestBody,
+        choice: Choice,
+        trace: RequestTrace,
     ) -> None:
         client = _Client(receive, body.with_model(choice.expert_id))
         lease = self._manager.try_acquire(choice.expert_id)
         try:
             if lease is None:
-                lease = await self._wait_for_lease(client, answer, body, choice, route_path(scope))
+                with trace.step("axion.load"):
+                    lease = await self._wait_for_lease(client, answer, body, choice, route_path(scope))
             lease.engine.routes.match(scope)
             answer.loaded(lease)
             about(scope)["load_ms"] = round(lease.waited_s * 1000)
             if route_path(scope) == "/v1/responses":
                 answer.on_first_body = lambda data: self._remember_response(data, choice.expert_id)
-            inner = {**scope, "headers": _with_length(scope, client.body)}
-            try:
-                await lease.engine.app(inner, client, answer)
-            except Exception:
-                if lease.engine.process.is_alive():
-                    raise
-                raise _engine_ended(choice.expert_id) from None
-            await answer.finish()
+            with trace.step("axion.generate"):
+                inner = {**scope, "headers": trace.propagate(_with_length(scope, client.body))}
+                try:
+                    await lease.engine.app(inner, client, answer)
+                except Exception:
+                    if lease.engine.process.is_alive():
+                        raise
+                    raise _engine_ended(choice.expert_id) from None
+                await answer.finish()
             scope["route"] = inner.get("route")
         finally:
             if lease is not None:

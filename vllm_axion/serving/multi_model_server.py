@@ -47,6 +47,7 @@ from vllm_axion.serving.route_catalog import RouteCatalog
 from vllm_axion.serving.run_directory import run_directory
 from vllm_axion.serving.server_app import OWN_PATHS, ServerApp
 from vllm_axion.serving.staged_router import StagedRouter
+from vllm_axion.serving.tracing import Tracing, start_tracing
 
 logger = logging.getLogger("vllm_axion.server")
 
@@ -71,6 +72,7 @@ def run(config_path: str, args: argparse.Namespace) -> NoReturn:
     # Redirects could lead from an allowed media host to any other.
     os.environ.setdefault("VLLM_MEDIA_URL_ALLOW_REDIRECTS", "0")
     keys = _access_keys(config, args)
+    tracing = _start_tracing(args)
     listening = _listen(args)
     known = architectures(config)
     console.print(f"vllm-axion {__version__}: {len(config.experts)} experts from {config_path}", markup=False)
@@ -87,8 +89,9 @@ def run(config_path: str, args: argparse.Namespace) -> NoReturn:
         # Not asyncio.run: it would wait for threads that have nothing left to do.
         loop = uvloop.new_event_loop()
         forced = loop.run_until_complete(
-            _serve(config_path, config, args, keys, listening, folder, streams, console)
+            _serve(config_path, config, args, keys, listening, folder, streams, tracing, console)
         )
+    tracing.close()
     _leave(1 if forced else 0)
 
 
@@ -111,6 +114,7 @@ async def _serve(
     listening: socket.socket,
     folder: Path,
     streams: LogStreams,
+    tracing: Tracing,
     console: Console,
 ) -> bool:
     """Run the server; returns whether it was made to stop without draining."""
@@ -132,7 +136,7 @@ async def _serve(
     manager = LazyExpertManager(config, factory, series, metrics, profile=profile, cores=sharing)
     catalog = RouteCatalog(build_catalog_app(copy.deepcopy(args)), OWN_PATHS)
     router = StagedRouter(config, manager=manager, metrics=metrics, cache_folder=cache_directory())
-    gateway = Gateway(config, manager, router, catalog, metrics)
+    gateway = Gateway(config, manager, router, catalog, metrics, tracing)
 
     async def renew(changed: MultiModelConfig) -> None:
         await router.renew(changed)
@@ -260,6 +264,14 @@ def _access_keys(config: MultiModelConfig, args: argparse.Namespace) -> list[Acc
     from_environment = os.environ.pop("VLLM_API_KEY", None)
     given = args.api_key or ([from_environment] if from_environment else [])
     return keys + [AccessKey(key, frozenset({"inference", "admin"})) for key in given if key]
+
+
+def _start_tracing(args: argparse.Namespace) -> Tracing:
+    try:
+        return start_tracing(args.otlp_traces_endpoint)
+    except ValueError as fault:
+        print(fault, file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def _listen(args: argparse.Namespace) -> socket.socket:
