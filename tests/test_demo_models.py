@@ -461,3 +461,19 @@ def test_gemma_processor_turns_an_image_into_its_tokens_in_place(demo_models: Pa
         red, blue = (model(**given).logits[0, -1] for given in inputs)
     assert red.isfinite().all() and blue.isfinite().all()
     assert (red - blue).abs().max() > 0.5
+
+
+def test_vocabularies_can_be_of_real_size(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+
+    for path in make_demo_models(tmp_path, vocab_size=32_768):
+        tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+        assert tokenizer.get_vocab_size() == 32_768
+        config = json.loads((path / "config.json").read_text())
+        assert config.get("text_config", config)["vocab_size"] == 32_768
+        text = "El perro de San Roque no tiene rabo: naïve 日本語 🙂 def f(x): return x"
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        assert tokenizer.decode(ids) == text and max(ids) < 32_768
+        with safe_open(path / "model.safetensors", "pt") as weights:
+            embedding = next(filter(lambda name: name.endswith("embed_tokens.weight"), weights.keys()))
+            assert weights.get_slice(embedding).get_shape()[0] == 32_768

@@ -30,7 +30,6 @@ MAX_NEW_TOKENS = 64
 IMAGE_SIZE, PATCH_SIZE, TOKENS_PER_IMAGE = 112, 14, 16
 
 _DECODER: dict[str, Any] = {
-    "vocab_size": VOCAB_SIZE,
     "hidden_size": HIDDEN,
     "intermediate_size": 512,
     "num_hidden_layers": 2,
@@ -65,6 +64,7 @@ def _phi(ids: dict[str, int]) -> PreTrainedConfig:
     pairs = int(HEAD_DIM * 0.75) // 2
     return Phi3Config(
         **_DECODER,
+        vocab_size=len(ids),
         **_token_ids(ids, demo_tokenizer.PHI),
         original_max_position_embeddings=1024,
         partial_rotary_factor=0.75,
@@ -85,6 +85,7 @@ def _mistral(ids: dict[str, int]) -> PreTrainedConfig:
 
     return MistralConfig(
         **_DECODER,
+        vocab_size=len(ids),
         **_token_ids(ids, demo_tokenizer.MISTRAL),
         head_dim=HEAD_DIM,
         sliding_window=None,
@@ -98,6 +99,7 @@ def _qwen(ids: dict[str, int]) -> PreTrainedConfig:
 
     return Qwen2Config(
         **_DECODER,
+        vocab_size=len(ids),
         **_token_ids(ids, demo_tokenizer.QWEN),
         use_sliding_window=False,
         rope_theta=1000000.0,
@@ -112,6 +114,7 @@ def _gemma(ids: dict[str, int]) -> PreTrainedConfig:
     return Gemma3Config(
         text_config={
             **_DECODER,
+            "vocab_size": len(ids),
             **token_ids,
             "head_dim": HEAD_DIM,
             "query_pre_attn_scalar": HEAD_DIM,
@@ -141,6 +144,7 @@ def _aya(ids: dict[str, int]) -> PreTrainedConfig:
 
     return CohereConfig(
         **_DECODER,
+        vocab_size=len(ids),
         **_token_ids(ids, demo_tokenizer.COHERE),
         logit_scale=0.125,
         rope_theta=10000.0,
@@ -176,10 +180,11 @@ EXPERTS = {
 
 
 class CheckpointWriter:
-    """Writes demo checkpoints; the BPE merges are trained once for all of them."""
+    """Writes demo checkpoints of one size of vocabulary; the BPE merges are trained once for all of them."""
 
-    def __init__(self) -> None:
-        self._merges = demo_tokenizer.train_merges()
+    def __init__(self, vocab_size: int = VOCAB_SIZE) -> None:
+        self._vocab_size = vocab_size
+        self._merges = demo_tokenizer.widened(demo_tokenizer.train_merges(), vocab_size)
 
     def write(self, expert_id: str, directory: Path) -> str:
         """Write every file of `expert_id` into `directory`; returns the architecture's class name."""
@@ -187,7 +192,7 @@ class CheckpointWriter:
         from transformers import GenerationConfig
 
         expert = EXPERTS[expert_id]
-        tokenizer = demo_tokenizer.build_tokenizer(expert.family, self._merges)
+        tokenizer = demo_tokenizer.build_tokenizer(expert.family, self._merges, self._vocab_size)
         ids = tokenizer.get_vocab()
         config = expert.config(ids)
         config.architectures = [expert.architecture]

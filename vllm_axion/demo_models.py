@@ -32,14 +32,19 @@ class DemoModelsError(RuntimeError):
 
 
 def make_demo_models(
-    directory: Path, *, progress: Callable[[str], None] | None = None, force: bool = False
+    directory: Path,
+    *,
+    progress: Callable[[str], None] | None = None,
+    force: bool = False,
+    vocab_size: int | None = None,
 ) -> list[Path]:
     """Make the demo experts under `directory`, each in a directory named after its expert id.
 
     Complete ones are kept unless `force`. Each is written aside and renamed into place, so an interrupted run
     leaves nothing half-made; two runs at once wait for each other. Also writes `config.demo.json`, ready to
-    be served, unless its user has changed it. `progress` is given one line per model. Returns the five
-    directories.
+    be served, unless its user has changed it. `progress` is given one line per model. `vocab_size` makes
+    vocabularies of another size (real models have 32,000 entries and more); complete models are kept whatever
+    theirs, so give each size a directory of its own. Returns the five directories.
 
     Raises DemoModelsError if torch or transformers is missing, if `directory` cannot be made, or if something
     of an expert's name is there that this function did not make.
@@ -67,7 +72,7 @@ def make_demo_models(
             else:
                 tell(f"{path.name}: already there")
         if missing:
-            write_checkpoint = _checkpoint_writer()
+            write_checkpoint = _checkpoint_writer(vocab_size)
             for path in missing:
                 with _published(path) as aside:
                     architecture = write_checkpoint(path.name, aside)
@@ -89,7 +94,7 @@ def is_complete(model: Path) -> bool:
     )
 
 
-def _checkpoint_writer() -> Callable[[str, Path], str]:
+def _checkpoint_writer(vocab_size: int | None) -> Callable[[str, Path], str]:
     try:
         import torch  # noqa: F401
         import transformers  # noqa: F401
@@ -99,8 +104,9 @@ def _checkpoint_writer() -> Callable[[str, Path], str]:
             "install torch and transformers (both come with vLLM)"
         ) from None
     from .demo_checkpoints import CheckpointWriter
+    from .demo_tokenizer import VOCAB_SIZE
 
-    return CheckpointWriter().write
+    return CheckpointWriter(vocab_size or VOCAB_SIZE).write
 
 
 def _demo_config() -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 VOCAB_SIZE = 1280
-"""Entries of every demo vocabulary, special tokens included (a multiple of 64: no padding in the head)."""
+"""Entries of a demo vocabulary, special tokens included (a multiple of 64: no padding in the head)."""
 
 
 @dataclass(frozen=True)
@@ -157,21 +157,41 @@ def train_merges() -> tuple[list[str], list[tuple[str, str]]]:
     return tokens, [(left, right) for left, right in model["merges"]]
 
 
+def widened(
+    merges: tuple[list[str], list[tuple[str, str]]], size: int
+) -> tuple[list[str], list[tuple[str, str]]]:
+    """As many tokens as a real vocabulary: the trained ones, then pairs of the most frequent among them.
+
+    Real vocabularies have 32,000 entries and more; what a server holds and copies per tokenizer grows with
+    that. The corpus is far too small to train so many.
+    """
+    tokens, pairs = list(merges[0]), list(merges[1])
+    there = set(tokens)
+    frequent = tokens[256:VOCAB_SIZE]
+    for left in frequent:
+        for right in frequent:
+            if len(tokens) >= size:
+                return tokens, pairs
+            if left + right not in there:
+                there.add(left + right)
+                tokens.append(left + right)
+                pairs.append((left, right))
+    return tokens, pairs
+
+
 def build_tokenizer(
-    family: TokenizerFamily, merges: tuple[list[str], list[tuple[str, str]]]
+    family: TokenizerFamily, merges: tuple[list[str], list[tuple[str, str]]], size: int = VOCAB_SIZE
 ) -> PreTrainedTokenizerFast:
-    """The tokenizer of one family: exactly VOCAB_SIZE entries, chat template included."""
+    """The tokenizer of one family: exactly ``size`` entries, chat template included."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     own = [*family.special, *family.plain]
-    common = merges[0][: VOCAB_SIZE - len(own)]
+    common = merges[0][: size - len(own)]
     ordered = own + common if family.special_first else common + own
     vocab = {token: number for number, token in enumerate(ordered)}
-    if len(vocab) != VOCAB_SIZE:
-        raise RuntimeError(
-            f"demo tokenizer: {len(vocab)} entries instead of {VOCAB_SIZE}: the corpus is too small"
-        )
+    if len(vocab) != size:
+        raise RuntimeError(f"demo tokenizer: {len(vocab)} entries instead of {size}: the corpus is too small")
     kept = [(left, right) for left, right in merges[1] if left + right in vocab]
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=kept))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -204,7 +224,7 @@ def build_tokenizer(
 
 def quiet_ids(tokenizer: PreTrainedTokenizerFast, family: TokenizerFamily) -> list[int]:
     """Ids a random answer should seldom hold: special tokens, pieces of a character, control characters."""
-    texts = tokenizer.batch_decode([[number] for number in range(VOCAB_SIZE)])
+    texts = tokenizer.batch_decode([[number] for number in range(len(tokenizer))])
     special = set(family.special)
     return [
         number
