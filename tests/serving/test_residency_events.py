@@ -22,7 +22,7 @@ def drain(queue: EventQueue) -> list[tuple[str, str, str] | None]:
     found: list[tuple[str, str, str] | None] = []
     while not queue.empty():
         event = queue.get_nowait()
-        found.append(event and (event["model"], event["event"], event["data"]["status"]))
+        found.append(None if event is None else (event["model"], event["event"], event["data"]["status"]))
     return found
 
 
