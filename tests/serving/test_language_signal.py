@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from vllm_axion.serving.language_signal import foreign_language, script_of
-from vllm_axion.serving.ngram_classifier import tokens
+from vllm_axion.serving.ngram_features import tokens
 
 
 @pytest.mark.parametrize(

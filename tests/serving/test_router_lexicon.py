@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_axion.serving.ngram_classifier import tokens
-from vllm_axion.serving.router_lexicon import CONCEPTS, concept_strengths
+from vllm_axion.serving.ngram_features import AT, pieces
+from vllm_axion.serving.router_lexicon import CONCEPTS, concepts_of_word
+
+NARROW = ("coding", "picture", "translation", "language name")
 
 
 def named(text: str) -> set[str]:
-    strengths = concept_strengths(tokens(text))
-    return {concept for concept, strength in zip(CONCEPTS, strengths, strict=True) if strength}
+    counts = pieces(text).counts
+    return {concept for concept in NARROW if counts[AT[concept]]}
 
 
 @pytest.mark.parametrize(
@@ -24,7 +26,9 @@ def named(text: str) -> set[str]:
         ("이 코드", {"coding"}),
         ("Übersetze das", {"translation"}),
         ("¿cómo se dice hola en alemán?", {"translation", "language name"}),
+        ("¿Cómo se diría hola?", set()),
         ("Décris la capture d'écran", {"picture"}),
+        ("run the unit tests", {"coding"}),
         ("a pythonic snake", {"coding"}),
         ("codependent", set()),
         ("buenos días", set()),
@@ -34,7 +38,11 @@ def test_a_concept_is_found_where_it_is_named(text: str, concepts: set[str]) -> 
     assert named(text) == concepts
 
 
-def test_naming_it_again_is_stronger_but_bounded() -> None:
-    coding = CONCEPTS.index("coding")
-    strengths = [concept_strengths(tokens(text))[coding] for text in ("java", "java sql", "java sql php css")]
-    assert strengths == [0.75, 1.0, 1.0]
+def test_every_mention_counts() -> None:
+    counts = [pieces(text).counts[AT["coding"]] for text in ("java", "java sql", "java sql php css")]
+    assert counts == [1, 2, 4]
+
+
+def test_a_word_may_name_more_than_one_concept() -> None:
+    assert {CONCEPTS[place] for place in concepts_of_word("refactoriza")} == {"coding"}
+    assert {"coding", "program"} <= {CONCEPTS[place] for place in concepts_of_word("json")}

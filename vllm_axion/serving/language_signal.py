@@ -13,7 +13,7 @@ _BLOCKS: tuple[tuple[int, str], ...] = (
     (0x0600, "Arabic"), (0x0700, "Syriac"), (0x0750, "Arabic"), (0x0780, "Thaana"), (0x0900, "Devanagari"),
     (0x0980, "Bengali"), (0x0A00, "Gurmukhi"), (0x0A80, "Gujarati"), (0x0B00, "Odia"), (0x0B80, "Tamil"),
     (0x0C00, "Telugu"), (0x0C80, "Kannada"), (0x0D00, "Malayalam"), (0x0D80, "Sinhala"), (0x0E00, "Thai"),
-    (0x0E80, "Lao"), (0x0F00, "Tibetan"), (0x1000, "Myanmar"), (0x10A0, "Georgian"), (0x1100, "Hangul"),
+    (0x0E80, "Lao"), (0x0F00, "Tibetan"), (0x1000, "Myanmar"), (0x10A0, "another script"), (0x1100, "Hangul"),
     (0x1200, "Ethiopic"), (0x1400, ""), (0x1780, "Khmer"), (0x1800, "Mongolian"), (0x18B0, ""),
     (0x1F00, "Greek"), (0x2000, ""), (0x2E80, "Han"), (0x3000, ""), (0x3040, "Kana"), (0x3100, "Han"),
     (0x3130, "Hangul"), (0x3190, "Han"), (0x31F0, "Kana"), (0x3200, ""), (0x3400, "Han"), (0xA000, ""),
@@ -25,19 +25,42 @@ _STARTS = tuple(start for start, _ in _BLOCKS)
 # Frequent function words. Words two languages share stand in both lists, so that they favour neither.
 _FUNCTION_WORDS = {
     "Spanish": (
-        "el la los las un una unos unas de del al a en y e o u que qué se su sus no sí si es son "
-        "está están ser por para con sin como cómo más pero mi mis me te lo le les este esta esto "
-        "estos estas ese esa eso hay cuál cual quién cuándo dónde cuánto yo tú él ella usted nos "
-        "muy ya hoy mañana puedo puedes tengo hola gracias favor dime hazme dame sobre entre cuando "
-        "donde porque también tiene ha he fue era hasta desde todo da dos os come va sea algo dice "
-        "hace"
+        "el la los las un una unos unas lo al del a en y e o u ni que qué se su sus no sí si es son "
+        "soy eres somos era eran fue fui ser está están estoy estás estamos estar estaba esté hay "
+        "había haya he has ha hemos han haber por para con sin sobre entre hasta desde hacia según "
+        "durante contra tras como cómo más menos muy mucho mucha muchos muchas poco poca pocos "
+        "pocas tan tanto tanta todo toda todos todas otro otra otros otras mismo misma algo alguien "
+        "algún alguna algunos algunas nada nadie ningún ninguna cada cual cuál cuáles quien quién "
+        "quiénes cuando cuándo donde dónde cuanto cuánto cuánta cuántos cuántas porque pero sino "
+        "aunque mientras pues entonces también tampoco ya aún todavía siempre nunca jamás ahora hoy "
+        "ayer mañana aquí ahí allí acá allá así bien mal mejor peor antes después luego solo sólo "
+        "casi quizá quizás tal vez yo tú vos usted ustedes él ella ello nosotros nosotras vosotros "
+        "ellos ellas me te nos os le les mi mis tu tus nuestro nuestra nuestros nuestras vuestro "
+        "mío mía tuyo suyo este esta esto estos estas ese esa eso esos esas aquel aquella aquello "
+        "aquellos puedo puedes puede podemos pueden podría podrías poder quiero quieres quiere "
+        "queremos quisiera querría tengo tienes tiene tenemos tienen tener tenía hago haces hace "
+        "hacen hacer haz hizo voy vas va vamos van ir iba doy das da dan dar dame dime dinos hazme "
+        "explícame explica ayúdame ayuda cuéntame necesito necesita debo debe deben debería sé sabe "
+        "sabes saber veo ves ver decir dice dicen sirve funciona significa llama existe gracias "
+        "hola favor buenos buenas días día veces cosa cosas forma manera tipo parte dos tres q xq "
+        "pq porfa tb k"
     ),
     "English": (
-        "the a an of to in and or is are was were be been it its this that these those i you he she "
-        "we they me my your his her our their what who how why when where which do does did can "
-        "could should would will not no yes for with without from on at by as if but so have has "
-        "had there here please about into than then just make write give tell all any some more "
-        "most up out i'm don't hello hi thanks am come let let's it's what's man"
+        "the a an of to in on at by for from with without into onto over under about between "
+        "through during before after against and or but nor so yet if then else than as because "
+        "while although though unless until since is are was were be been being am do does did "
+        "doing done have has had having can could will would shall should may might must cannot "
+        "can't don't doesn't didn't isn't aren't wasn't won't wouldn't i i'm i've i'd i'll you "
+        "you're you've your yours he she it it's its we we're they they're them me my mine him his "
+        "her hers us our ours their theirs myself yourself itself this that that's these those "
+        "there there's here what what's which who who's whom whose when where why how how's not no "
+        "yes all any some each every both few many much more most other another such same own only "
+        "just also too very really quite still even again once ever never always often now today "
+        "tomorrow yesterday tonight well up down out off away back get gets got give make makes "
+        "made take go goes going come use using used need needs want wants let let's please thanks "
+        "thank hello hi hey tell show help know think see say says mean means look find keep put "
+        "work works one two three way thing things something anything nothing someone anyone "
+        "everyone lot bit kind sort good bad better best new old"
     ),
     "French": (
         "le la les un une des du de et ou à au aux en dans que qui quoi ne pas est sont était être "
@@ -171,16 +194,6 @@ _FUNCTION_WORDS = {
         "anh chị em nó chúng ta được đã đang sẽ rất cũng cảm ơn xin chào làm như hôm nay trong "
         "người về hãy giúp"
     ),
-    "Swahili": (
-        "na au si ni wa ya za la kwa katika kama nini nani wapi lini gani jinsi mimi wewe yeye sisi "
-        "ninyi wao yangu yako hii hiyo huyo hapa sana pia asante habari jambo tafadhali leo kesho "
-        "nina una ana je nataka ninataka sasa kwenda kupika kujifunza"
-    ),
-    "Filipino": (
-        "ang ng mga sa si ay at o hindi ito iyon ano sino saan kailan bakit paano ako ikaw siya "
-        "kami tayo kayo sila ko mo niya aking iyong para may mayroon wala rin din po salamat "
-        "kumusta maganda ba na ngayon gusto kong bukas dito doon nasa kumain"
-    ),
     "Esperanto": (
         "la kaj aŭ ne estas estis mi vi li ŝi ĝi ni ili mia via kio kiu kie kiam kial kiel ĉu en al "
         "de por kun sen pri tre ankaŭ sed saluton dankon bonvolu tio tiu hodiaŭ povas"
@@ -194,10 +207,6 @@ _FUNCTION_WORDS = {
         "na po pri da tudi zelo lahko imam prosim hvala živjo sem si smo bi jutri danes grem moj "
         "moja ta to"
     ),
-    "Estonian": (
-        "ja või ei on olid oli kuidas mis kes kus millal miks mina sina tema meie teie nemad ma sa "
-        "ta me te nad minu sinu mulle et kui aga ka väga saab tere aitäh palun homme täna lähen see"
-    ),
     "Latvian": (
         "un vai nav ir bija kā kas kur kad kāpēc es tu viņš viņa mēs jūs viņi man mans mana tavs "
         "par ar bez no uz bet arī ļoti var lūdzu paldies sveiki rīt šodien tas"
@@ -209,11 +218,6 @@ _FUNCTION_WORDS = {
     "Albanian": (
         "dhe ose nuk është janë ishte si çfarë kush ku kur pse unë ti ai ajo ne ju ata më të për me "
         "pa nga në por edhe shumë mund lutem faleminderit përshëndetje nesër sot një ky kjo"
-    ),
-    "Icelandic": (
-        "og eða ekki er eru var hvernig hvað hver hvar hvenær af hverju ég þú hann hún það við þið "
-        "þeir mig mér þér minn fyrir með án frá til en líka mjög getur vinsamlegast takk halló "
-        "morgun dag að"
     ),
     "Irish": (
         "agus nó ní tá bhí conas cad cé cá cathain mé tú sé sí sinn sibh siad mo do ar le gan ó go "
@@ -235,6 +239,20 @@ _BY_WORD: dict[str, tuple[str, ...]] = {}
 for _language, _words in _FUNCTION_WORDS.items():
     for _word in set(_words.split()):
         _BY_WORD[_word] = (*_BY_WORD.get(_word, ()), _language)
+
+
+_PLAIN = str.maketrans("áéíóúü", "aeiouu")
+
+
+def _with_plain_and_parts(words: str) -> frozenset[str]:
+    """Also without accents, and in the parts an apostrophe leaves: as people type, and as tokens come."""
+    listed = words.split()
+    parts = [part for word in listed if "'" in word for part in word.split("'") if len(part) > 1]
+    return frozenset((*listed, *(word.translate(_PLAIN) for word in listed), *parts))
+
+
+SPANISH_WORDS = _with_plain_and_parts(_FUNCTION_WORDS["Spanish"])
+ENGLISH_WORDS = _with_plain_and_parts(_FUNCTION_WORDS["English"])
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 """Words that name a concept in many languages: what examples alone would have to repeat in each of them.
 
 Case-folded, parted by commas. `stem*` is a word's beginning, `*stem*` may stand anywhere (scripts without
-spaces), anything else is a whole word. A match is one more feature for the classifier, which learns from the
+spaces), anything else is a whole word. A match is one more feature for the classifier,
+which learns from the
 examples how far to believe it: "python" may be a snake. Symbols stand apart, as the tokens do: `c ++`.
 """
 
@@ -10,66 +11,263 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
-from functools import lru_cache
 
 _CODING = """
-python*, javascript*, dart, delphi, arduino, terraform, ansible, kubectl, array*, string,
-strings, dataframe*, endpoint*, rebase, usestate, useeffect, bucle*, typescript*, java, kotlin,
-rust, golang, c ++, c #, php, ruby, perl, scala, haskell, matlab, lua, sql, mysql, postgres*,
-sqlite, html, css, json, yaml, regex*, bash, powershell, shell, pandas, numpy, django, flask,
-fastapi, react, vue, angular, node . js, npm, pip, docker*, kubernetes, git, github, makefile,
-cmake, gcc, webpack, awk, pytest, junit, stacktrace, traceback, exception, codigo*, code,
-codice, codi, codul, kod*, quellcode, script*, fonction*, funktion, funktionen, funkcj*, funkce,
-funkci*, funzione, funcao, funcoes, funcio, functie, fonksiyon*, fungsi, funktio*, compil*,
-kompil*, debug*, depura*, refactor*, unit test*, test unitari*, expresion regular, bug, bugs,
-vba, excel formula, program, programa, programma, programm, programme, код, кода, коде, коду,
-функци*, скрипт*, компил*, программу, запрос, κωδικα*, συναρτηση*, *代码*, *代碼*, *函数*,
-*函數*, *コード*, *関数*, *バグ*, *スクリプト*, *プログラム*, *编程*, *脚本*, *코드*, *함수*,
-*버그*, *스크립트*, *파이썬*, كود, الكود, دالة, برمج*, بايثون, קוד, פונקצי*, पायथन, *कोड*,
-*फंक्शन*, *फ़ंक्शन*, *โค้ด*, *ฟังก์ชัน*
+python*, javascript*, dart, delphi, arduino, terraform, ansible, kubectl, array*, string, strings,
+dataframe*, endpoint*, rebase, usestate, useeffect, bucle*, typescript*, java, kotlin, rust, golang,
+c ++, c #, php, ruby, perl, scala, haskell, matlab, lua, sql, mysql, postgres*, sqlite, html, css, json,
+yaml, regex*, bash, powershell, shell, pandas, numpy, django, flask, fastapi, react, vue, angular,
+node . js, npm, pip, docker*, kubernetes, git, github, makefile, cmake, gcc, webpack, awk, pytest,
+junit, stacktrace, traceback, exception, codigo*, code, codice, codi, codul, kod*, quellcode, script*,
+fonction*, funktion, funktionen, funkcj*, funkce, funkci*, funzione, funcao, funcoes, funcio, functie,
+fonksiyon*, fungsi, funktio*, compil*, kompil*, debug*, depura*, refactor*, unit test*, test unitari*,
+expresion regular, bug, bugs, vba, excel formula, program, programa, programma, programm, programme,
+код, кода, коде, коду, функци*, скрипт*, компил*, программу, запрос, κωδικα*, συναρτηση*, *代码*, *代碼*,
+*函数*, *函數*, *コード*, *関数*, *バグ*, *スクリプト*, *プログラム*, *编程*, *脚本*, *코드*, *함수*,
+*버그*, *스크립트*, *파이썬*, كود,
+الكود, دالة, برمج*, بايثون, קוד, פונקצי*, पायथन, *कोड*, *फंक्शन*, *फ़ंक्शन*, *โค้ด*, *ฟังก์ชัน*
 """
 _PICTURE = """
-imagen, imagenes, image, images, imagem, imagens, immagin*, imatge*, imaxe*, foto, fotos,
-fotograf*, photo*, picture*, screenshot*, captura, capturas, pantallazo*, capture d ' ecran,
-bildschirmfoto*, bild, bilder, bildet, billede*, afbeelding*, kuva, kuvassa, zdjeci*, obraz*,
-kep, kepen, resim, resimde, gambar, hinh anh, scan, scanned, escane*, scansion*, ocr, grafico,
-grafica, diagrama, diagram, chart, plot, radiografia, x - ray, dibujo, drawing, adjunt*, attached,
-attachment, uploaded, ci - joint*, angehangt*, allegat*, anexad*, pdf, diapositiv*, slides, video,
-handwrit*, handschrift*, manuscrit*, whiteboard, картин*, изображен*, фото*, снимк*, скриншот*,
-εικονα*, φωτογραφια*, *画像*, *写真*, *图片*, *圖片*, *照片*, *截图*, *사진*, *이미지*, صورة, الصورة, תמונה,
-*चित्र*, *तस्वीर*, *รูปภาพ*
+imagen, imagenes, image, images, imagem, imagens, immagin*, imatge*, imaxe*, foto, fotos, fotograf*,
+photo*, picture*, screenshot*, captura, capturas, pantallazo*, capture d ' ecran, bildschirmfoto*, bild,
+bilder, bildet, billede*, afbeelding*, kuva, kuvassa, zdjeci*, obraz*, kep, kepen, resim, resimde,
+gambar, hinh anh, scan, scanned, escane*, scansion*, ocr, grafico, grafica, diagrama, diagram, chart,
+plot, radiografia, x - ray, dibujo, drawing, adjunt*, attached, attachment, uploaded, ci - joint*,
+angehangt*, allegat*, anexad*, pdf, diapositiv*, slides, video, handwrit*, handschrift*, manuscrit*,
+whiteboard, картин*, изображен*, фото*, снимк*, скриншот*, εικονα*, φωτογραφια*, *画像*, *写真*,
+*图片*, *圖片*,
+*照片*, *截图*, *사진*, *이미지*, صورة, الصورة, תמונה, *चित्र*, *तस्वीर*, *รูปภาพ*
 """
 _TRANSLATION = """
-traduc*, traduz*, traduir, tradui*, tradurre, translat*, ubersetz*, vertaal*, vertaling,
-oversaet*, oversett*, oversatt*, kaanna, przetlumacz*, preloz*, prevedi, fordit*, cevir*,
-terjemah*, itzuli*, перевед*, перевод*, μεταφρασ*, *翻译*, *翻譯*, *翻訳*, *訳して*, *번역*, ترجم*, תרגם,
-*अनुवाद*, *แปล*, conjug*, como se dice, como digo, how do you say, how do i say, how to say,
-como se pronuncia, pronounce, gramatic*, grammar, spelling, ortograf*, idioma, idiomas, language
-is, subtitul*, subjuntivo, subjunctive, native speaker, native say
+traduc*, traduz*, traduir, tradui*, tradurre, translat*, ubersetz*, vertaal*, vertaling, oversaet*,
+oversett*, oversatt*, kaanna, przetlumacz*, preloz*, prevedi, fordit*, cevir*, terjemah*, itzuli*,
+перевед*, перевод*, μεταφρασ*, *翻译*, *翻譯*, *翻訳*, *訳して*, *번역*, ترجم*, תרגם, *अनुवाद*, *แปล*,
+conjug*,
+como se dice, como digo, how do you say, how do i say, how to say, como se pronuncia, pronounce,
+gramatic*, grammar, spelling, ortograf*, idioma, idiomas, language is, subtitul*, subjuntivo,
+subjunctive, native speaker, native say
 """
 _LANGUAGE_NAME = """
-ingles, inglesa, espanol, espanola, castellano, frances, francesa, aleman, alemana, italiano,
-italiana, portugues, portuguesa, catalan, gallego, euskera, vasco, valenciano, neerlandes,
-holandes, sueco, danes, noruego, fines, finlandes, polaco, checo, eslovaco, hungaro, rumano,
-bulgaro, serbio, croata, griego, turco, ruso, ucraniano, arabe, hebreo, persa, hindi, bengali,
-urdu, chino, mandarin, japones, coreano, vietnamita, tailandes, indonesio, swahili, suajili,
-latin, esperanto, islandes, irlandes, quechua, guarani, nahuatl, english, spanish, french,
-german, italian, portuguese, galician, basque, dutch, swedish, danish, norwegian, finnish,
-polish, czech, slovak, hungarian, romanian, bulgarian, serbian, croatian, greek, turkish,
-russian, ukrainian, arabic, hebrew, persian, farsi, chinese, cantonese, japanese, korean,
-vietnamese, thai, indonesian, tagalog, icelandic, irish, welsh, tamil, telugu, yoruba, zulu,
-anglais, espagnol, allemand, englisch, spanisch, franzosisch, inglese, spagnolo, tedesco,
-английск*, испанск*
+ingles, inglesa, espanol, espanola, castellano, frances, francesa, aleman, alemana, italiano, italiana,
+portugues, portuguesa, catalan, gallego, euskera, vasco, valenciano, neerlandes, holandes, sueco, danes,
+noruego, fines, finlandes, polaco, checo, eslovaco, hungaro, rumano, bulgaro, serbio, croata, griego,
+turco, ruso, ucraniano, arabe, hebreo, persa, hindi, bengali, urdu, chino, mandarin, japones, coreano,
+vietnamita, tailandes, indonesio, latin, esperanto, irlandes, quechua, guarani, nahuatl, english,
+spanish, french, german, italian, portuguese, galician, basque, dutch, swedish, danish, norwegian,
+finnish, polish, czech, slovak, hungarian, romanian, bulgarian, serbian, croatian, greek, turkish,
+russian, ukrainian, arabic, hebrew, persian, farsi, chinese, cantonese, japanese, korean, vietnamese,
+thai, indonesian, irish, welsh, tamil, telugu, yoruba, zulu, anglais, espagnol, allemand, englisch,
+spanisch, franzosisch, inglese, spagnolo, tedesco, английск*, испанск*
+"""
+_PROGRAM = """
+program, programs, programa, programas, programar, programming, programador*, aplicacion, app, apps,
+web, pagina web, api, apis, bot, software, clase, clases, class, metodo, method, methods, variable,
+variables, algoritmo*, algorithm*, consulta, query, queries, tabla, table, lista, list, fichero*,
+archivo*, file, files, csv, excel, comando*, command*, terminal, error, errores, errors, falla, fallo,
+crash*, null, undefined, loop*, test, tests, script, snippet, library, libreria*, import, package*,
+paquete*, framework*, repo, repositorio*, repository, commit*, branch*, merge, deploy*, despleg*,
+servidor*, server*, base de datos, database*, index, indice, join, select, insert, update, delete,
+callback*, async, await, thread*, hilo*, recursi*, pointer*, puntero*, parse*, parsea*, serializ*,
+json*, cron*, macro*, plugin*, widget*, frontend, backend, login, formulario*, form, boton*, button*,
+pipeline*, linter, mock*, hook*, async*, websocket*, graphql, rest, orm, dto, enum*, struct*, lambda*,
+decorator*, decorador*, generic*, interface*, interfaz, docstring*, codigo fuente, source code,
+one liner, oneliner
+"""
+_MAKE = """
+escribe*, escribi*, escriba*, crea, crear, creame, cree, haz, hazme, haga, genera*, generate*,
+implementa*, implement*, programa*, write, create, build, make, add, anade*, agrega*, arregla*,
+corrige*, fix, fixes, solve*, soluciona*, optimiza*, optimize*, optimise*, convierte*, convert*, migra*,
+migrate*, port, porta, renombra*, rename*, ejecuta*, run, runs, instala*, install*, automatiza*,
+automate*, document*, comenta*, revisa*, review*, test*, prueba*, valida*, validate*, parse*, ordena*,
+sort*, filtra*, filter*, lee, read, schreib*, ecri*, scriv*, escrev*, napisz*, napis*, skriv*, schrijf,
+yaz*, buat*, viet, напиш*, γραψ*
+"""
+_EXPLAIN = """
+como funciona*, como trabaja*, como se forma*, como se produce*, como se mide*, como se calcula*,
+como se fabrica*, como se obtiene*, como actua*, por que se, que es el, que es la, que es un,
+que es una, que son los, que son las, en que consiste, en que se basa, para que sirve*,
+diferencia* entre, diferencia hay, explica*, explique*, explain*, describe*, describa*, define*,
+definicion, definition, how does, how do, how is, how are, what is the difference, difference between,
+what causes, why does, why do, why is, why are, works, working, mecanismo*, mechanism*, principio*,
+principle*, funcionamiento, proceso, process, propiedades, properties, ventajas, advantages,
+desventajas, disadvantages, compare, compara*, comparison, causa, causas, cause, causes, efecto,
+effect*, teoria*, theory, theories, teorema*, theorem*, ley, law, ecuacion*, equation*, formula*,
+principios, arquitectura, architecture, estructura, structure*, sistema*, system*, modelo*, model*,
+norma, normas, standard*, estandar*, especificacion*, specification*, protocolo*, protocol*
+"""
+_COMPUTING = """
+tcp, udp, ip, ipv*, dns, dhcp, http, https, tls, ssl, ssh, vpn, nat, bgp, ospf, vlan*, ethernet, wifi,
+wi - fi, router*, switch, red, redes, network*, latenc*, ancho de banda, bandwidth, paquetes, packet*,
+firewall*, cortafuegos, proxy, balanceador*, load balanc*, cpu*, gpu*, ram, ssd*, nvme, disco duro,
+hard drive*, procesador*, processor*, microprocesador*, microprocessor*, cache*, kernel*, nucleo,
+sistema operativo, operating system*, planificador*, scheduler*, memoria virtual, virtual memory,
+paginacion, paging, deadlock*, interbloqueo*, semaforo*, mutex*, hilos, threads, concurren*, paralel*,
+parallel*, distribuid*, distributed, consenso, consensus, raft, paxos, replica*, sharding, particion*,
+partition*, acid, transaccion*, transaction*, nosql, relacional*, relational, btree, b - tree*, hash*,
+cifrad*, encript*, encrypt*, criptogra*, cryptogra*, rsa, aes, clave publica, public key*, certificado*,
+certificate*, firma digital, digital signature*, blockchain*, bitcoin, oauth*, token*, autentica*,
+authentic*, autoriza*, authoriz*, virtualiz*, hipervisor*, hypervisor*, contenedor*, container*,
+kubernetes, microservic*, cola de mensajes, message queue*, kafka, cloud, nube, cdn, compilador*,
+compiler*, interprete*, interpreter*, garbage collect*, recolector de basura, bytecode, ensamblador,
+assembly, bit, bits, byte, bytes, binari*, binary, codec*, compresion, compression, jpeg, mp0, h *,
+unicode, utf, red neuronal, redes neuronales, neural*, aprendizaje automatico, machine learning,
+deep learning, transformer*, gradient*, backpropagation, overfitting, sobreajuste, embedding*, llm,
+llms, inteligencia artificial, artificial intelligence, big data, raid, bios, uefi, firmware, driver*,
+controlador*, usb, pcie, bluetooth, nfc, rfid, lora, zigbee, mqtt, modbus, can, satelit*, gps, gnss, 0g,
+fibra optica, fiber optic*, fibre optic*, antena*, antenna*, modula*, multiplex*, radar*, sonar, lidar,
+latency, throughput, sensor*, informatic*, comput*, ordenador*, digital*, analogic*, analog*,
+endianness, heap, stack, pila, socket*, dataset*, algoritmic*, complejidad, complexity, grafo*,
+graph theory
+"""
+_ENGINEERING = """
+motor*, engine*, turbin*, compresor*, compressor*, bomba, bombas, pump*, valvul*, valve*, piston*,
+cilindro*, cylinder*, ciguenal*, crankshaft*, biela*, engranaj*, gear*, transmision*, transmission*,
+embrague*, clutch*, diferencial, differential*, freno*, brake*, abs, suspension, amortiguador*, damper*,
+rodamiento*, bearing*, inyeccion*, injection*, carburador*, carburet*, turbo*, diesel, gasolina,
+hibrid*, hybrid*, electrico*, electrica*, electric*, voltaje*, voltage*, tension, corriente, current,
+amper*, vatio*, watt*, ohm*, resistenc*, resist*, condensador*, capacitor*, inductor*, bobina*,
+transformador*, transformer*, diodo*, diode*, transistor*, mosfet*, tiristor*, thyristor*,
+rectificador*, rectifier*, inversor*, inverter*, oscilador*, amplificador*, amplifier*, circuito*,
+circuit*, semiconduct*, microcontrolador*, microcontroller*, plc, plcs, servomotor*, stepper, rele,
+reles, relay*, bateria*, batter*, litio, lithium, pila de combustible, fuel cell*, panel solar,
+paneles solares, placa solar, placas solares, solar panel*, fotovolta*, photovolt*, aerogenerador*,
+wind turbine*, hidroelectric*, hydroelectric*, reactor*, central nuclear, nuclear*, caldera*, boiler*,
+bomba de calor, heat pump*, intercambiador*, heat exchanger*, refrigera*, refriger*, aire acondicionado,
+air condition*, nevera, frigorifico, termostato*, thermostat*, aislante*, aislamiento, insulat*,
+hormigon, concrete, cemento, cement, acero*, steel, aleacion*, alloy*, aluminio, aluminium, aluminum,
+cobre, copper, soldadura*, weld*, solder*, fundicion, forja, casting, forging, mecaniza*, machining,
+torno, lathe*, fresadora*, cnc, impresora 0d, 0d print*, plastico*, plastic*, polimer*, polymer*,
+ceramic*, composite*, fibra de carbono, carbon fiber, carbon fibre, puente*, bridge*, viga*, beam*,
+columna*, cimenta*, foundation*, presa, dam, dams, tunel*, tunnel*, grua*, crane*, ascensor*, elevator*,
+hidraul*, hydraul*, neumatic*, pneumat*, aerodinam*, aerodynam*, ala, alas, wing*, helice*, propeller*,
+rotor*, cohete*, rocket*, orbit*, satellite*, submarin*, locomot*, maglev, suspension bridge*,
+par motor, torque, potencia, rendimiento, efficien*, eficienc*, friccion, friction, desgaste, wear,
+corrosion*, oxida*, oxid*, rust*, fatiga, fatigue, tolerancia*, tolerance*, elasticidad, elasticity,
+dureza, hardness, tenacidad, toughness, vibracion*, vibration*, resonancia, resonance, laser*, led,
+leds, oled, lcd, pantalla tactil, touchscreen*, camara digital, microscop*, telescop*, microondas,
+microwave*, induccion, induction, ultrason*, ultrasound*, rayos x, resonancia magnetica, mri, ingenier*,
+engineer*, maquina*, machine*, mecanic*, mechanic*, industrial*, fabrica*, manufactur*, tuberia*,
+pipeline, depuradora*, wastewater, desalin*, electroli*, galvan*, catodic*, anod*, catod*
+"""
+_SCIENCE = """
+fisica, physics, quimic*, chemi*, biolog*, geolog*, astronom*, matematic*, mathemat*, estadistic*,
+statistic*, termodinam*, thermodynam*, entrop*, entalp*, enthalp*, cuantic*, quantum, relativi*,
+gravedad, gravit*, magnet*, electromagnet*, fotoelectric*, photoelectric, foton*, photon*, electron*,
+proton*, neutron*, quark*, boson*, atomo*, atom*, molecul*, ion*, isotop*, radiactiv*, radioactiv*,
+fision, fission, fusion, plasma*, onda, ondas, wave*, frecuencia*, frequenc*, longitud de onda,
+wavelength*, espectro*, spectr*, difraccion, diffraction, interferencia, interference, refracc*,
+refract*, optic*, lente*, lens*, presion, pressure, densidad, density, viscosi*, fluido*, fluid*,
+flotabilidad, buoyancy, calor especifico, specific heat, conductividad, conductivit*, dilatacion,
+expansion, evapora*, condensa*, sublima*, cristal*, crystal*, enlace*, bond*, covalen*, acido*, acid*,
+base, ph, sal, sales, reaccion*, reaction*, cataliz*, cataly*, enzim*, enzym*, oxidacion, reduccion,
+redox, estequiometr*, stoichiom*, tabla periodica, periodic table, hidrogeno, hydrogen, oxigeno, oxygen,
+nitrogeno, nitrogen, carbono, carbon, dioxido, dioxide, ozono, ozone, metano, methane, celula*, cell,
+cells, cellular, adn, dna, arn, rna, arnm, mrna, gen, genes, genetic*, genom*, cromosoma*, chromosom*,
+mitosis, meiosis, mitocondri*, mitochondri*, ribosom*, proteina*, protein*, lipid*, hormona*, hormon*,
+insulin*, neurona*, neuron*, sinaps*, synap*, neurotransmi*, cerebro, brain, corteza, cortex,
+sistema inmun*, immune*, inmun*, anticuerp*, antibod*, vacuna*, vaccin*, virus, viral, bacteri*,
+antibiotic*, microb*, hongo*, fung*, fotosint*, photosynth*, clorof*, chloroph*, osmosis, difusion,
+diffusion, membrana*, membrane*, metabol*, evolucion, evolution*, seleccion natural, natural selection,
+mutacion*, mutation*, ecosistem*, ecosystem*, biodivers*, placas tectonicas, tectonic*, terremoto*,
+earthquake*, volcan*, magma, sismic*, seismic*, marea*, tide*, tidal, atmosfer*, atmospher*,
+efecto invernadero, greenhouse*, corriente marina, ocean current*, huracan*, hurricane*, tornado*,
+ciclon*, nube*, rayo, rayos, lightning, arcoiris, rainbow*, aurora*, eclipse*, agujero negro,
+agujeros negros, black hole*, supernova*, galaxi*, estrella de neutrones, neutron star*, big bang,
+cosmolog*, doppler, integral*, derivad*, derivative*, matriz*, matrices, matrix, vector*, autovalor*,
+eigen*, probabili*, bayes*, varianza, variance, desviacion tipica, standard deviation, distribucion*,
+distribution*, regresion*, regression*, hipotesis, hypothesis, muestreo, sampling, correlac*, correlat*,
+numero primo, numeros primos, prime number*, logaritm*, logarithm*, fourier, laplace, euler, newton,
+einstein, maxwell, kepler, hubble, pitagoras, pythagor*, geometr*, topolog*, algebra*, calculo,
+calculus, teoria de juegos, game theory, inflacion, inflation, macroeconom*, microeconom*,
+oferta y demanda, supply and demand, tipo de interes, interest rate*, politica monetaria, monetary,
+derivados financieros, epidemiolog*, farmac*, pharmac*, dosis, dose*, anestesi*, anesthe*, rinon*,
+kidney*, higado, liver, pancreas, corazon, heart, pulmon*, lung*, sangre, blood, hemoglob*, arteri*,
+arter*, colesterol, cholest*, presion arterial, blood pressure, diabet*, cancer*, tumor*, quimioterapia,
+chemotherap*, placebo, fosil*, fossil*, carbono 0, radiocarbon, sediment*, erosion, roca*,
+rock formation*, mineral*, suelo, nitrato*, fertiliz*
+"""
+_FOOD = """
+receta*, recipe*, cocina*, cook*, cena*, dinner, comida*, lunch, desayun*, breakfast, almuerzo*,
+merienda, snack*, tortilla*, paella, arroz, rice, pasta, pizza, pan, bread, queso, cheese, huevo*, egg,
+eggs, pollo, chicken, carne, meat, pescado, fish, verdura*, vegetable*, ensalada*, salad*, sopa*, soup*,
+postre*, dessert*, tarta*, cake*, bizcocho, galleta*, cookie*, chocolate, fruta*, fruit*, manzana*,
+apple pie, patata*, papas, potato*, tomate*, tomato*, cebolla*, onion*, ajo, garlic, aceite, vino*,
+wine*, cerveza*, beer*, cafe, coffee, te, tea, zumo, juice, horno, oven, sarten, ingrediente*,
+ingredient*, sabor*, flavor*, flavour*, vegan*, vegetarian*, restaurante*, restaurant*, bar, cocktail*,
+tapas, gazpacho, lentejas, garbanzos, azucar, sugar, salsa*, sauce*
+"""
+_LIFE = """
+hijo*, hija*, son, daughter, kid, kids, nino*, nina*, child, children, bebe*, baby, madre, mother, mom,
+mum, mama, padre, father, dad, papa, abuel*, grandm*, grandp*, hermano*, hermana*, brother*, sister*,
+tio, tia, aunt, uncle, primo, prima, cousin*, suegra*, suegro*, novio*, novia*, boyfriend*, girlfriend*,
+marido, husband, mujer, wife, esposa, esposo, pareja, partner, amigo*, amiga*, friend*, vecin*,
+neighbor*, neighbour*, companer*, roommate*, jefe*, jefa, boss, colleague*, coworker*, boda*, wedding*,
+cumple*, birthday*, aniversario*, anniversar*, fiesta*, party, regalo*, regal*, gift*, navidad,
+christmas, reyes, halloween, vacacion*, vacation*, holiday*, viaje*, viajar, trip, travel*, hotel*,
+playa, beach, montana, maleta*, suitcase*, vuelo*, flight*, ciudad, city, visitar, visit, museo*,
+museum*, fin de semana, weekend*, hoy, today, manana, tomorrow, noche, tonight, sueno, dormir, sleep*,
+cansad*, tired, triste*, sad, feliz, happy, aburrid*, bored, nervios*, nervous, estres*, stress*,
+ansiedad, anxi*, animo*, consejo*, advice, tip, tips, idea, ideas, recomienda*, recomenda*, recommend*,
+sugier*, suggest*, motiva*, amor, love, querer, enamora*, cita, dating, discutir, argu*, perdon, sorry,
+disculp*, apolog*, gracias, thanks, thank, hola, hello, hi, hey, buenos dias, buenas, good morning,
+adios, bye, jaja*, haha*, lol, perro*, dog, dogs, gato*, cat, cats, mascota*, pet, pets, loro, hamster,
+planta*, houseplant*, jardin, garden*, casa, house, piso, apartment*, habitacion, bedroom*, salon,
+mueble*, furniture, limpiar, limpi*, clean*, lavadora, mancha*, stain*, ropa, clothes, camisa*, shirt*,
+vestido*, dress, zapato*, shoe*, pelo, hair, piel, skin, maquillaje, makeup, gimnasio, gym, ejercicio*,
+workout*, exercise*, correr, running, yoga, dieta*, diet, adelgazar, lose weight, dolor, dinero, money,
+ahorr*, save money, compra*, buy*, shopping, barat*, cheap, alquil*, rent, trabajo, job, entrevista*,
+interview*, sueldo, salary, curriculum, resume, cv, estudi*, study*, examen*, exam, exams, colegio,
+school, universidad, university
+"""
+_LEISURE = """
+chiste*, joke*, cuento*, story, stories, historia, poem*, poesia, verso*, rima*, rhyme*, cancion*,
+song*, letra, lyrics, musica, music, grupo, band, guitarra, guitar, piano, pelicula*, movie*, film*,
+serie, series, netflix, tv, actor*, actress*, actriz, director, libro*, book*, novela*, novel*, autor*,
+author*, escritor*, writer*, pintor*, painter*, pinto, painted, cuadro*, painting*, juego*, game*,
+videojuego*, ajedrez, chess, adivinanza*, riddle*, trivia, futbol, football, soccer, baloncesto,
+basketball, tenis, tennis, ciclismo, cycling, natacion, swimming, mundial, world cup, olimp*, olympic*,
+equipo, team, jugador*, player*, gano, won, capital de, capital of, pais*, country, countries,
+poblacion, population, habitantes, rio, river*, lago, lake, oceano, rey, king, reina, queen,
+presidente*, president*, guerra*, war, wars, imperio, empire, batalla, battle, siglo, century, romano*,
+roman, descubri*, discover*, invent*, quien, who, cuando, when, donde, where, cuantos, cuantas, cuanto,
+how many, how old, how tall, how long, how much, que dia, que hora, what time, what day, santo,
+horoscopo*, horoscope*, signo, zodiac*, tarot, tradicion*, tradition*, costumbre*, leyenda*, legend*,
+mitolog*, mytholog*, dios*, god, gods, curiosidad*, fun fact*, dato curioso, frase*, quote*, brindis,
+toast, discurso*, speech, invitacion*, invitation*, carta, letter, correo, email, mensaje*, message,
+felicita*, congrat*, nombre*, name, names, apodo*, nickname*, eslogan*, slogan*, titulo*, caption*,
+haiku, refran*, proverb*, traba lenguas, trabalenguas
+"""
+_DOCUMENT = """
+documento*, document, documents, informe*, report*, contrato*, contract*, tesis, thesis, manual entero,
+libro entero, libro completo, entire book, whole book, paginas, pages, page, capitulo*, chapter*, acta,
+actas, minutes, transcri*, resum*, summar*, anexo*, apartado*, paper, articulo completo, expediente,
+sentencia completa, entero, entera, completo, completa, entire, whole, full, largo, long, subid*, subi,
+upload*, adjunt*, attach*, enviad*, mandad*, mando, sent, pase, paso, aqui tienes, here is, here s,
+factura*, invoice*, recibo*, receipt*, ticket, formulario escaneado, mapa, map, plano, planos,
+blueprint*, menu, cartel*, poster*, etiqueta*, label*, radiograf*, ecografia, meme*, logo*, icono*,
+firma, signature, matricula, plate, aparece*, appear*, ves, ve, se ve, se ven, veo, see, shown, shows,
+sale, salen, muestra*, mira*, look at, describe*, this, esta, este, estas, estos, that, esa, ese,
+color*, fondo, background, izquierda, left, derecha, right, arriba, above, below, abajo, esquina, corner
 """
 _STEMS = {
     "coding": _CODING,
     "picture": _PICTURE,
     "translation": _TRANSLATION,
     "language name": _LANGUAGE_NAME,
+    "program": _PROGRAM,
+    "make": _MAKE,
+    "explain": _EXPLAIN,
+    "computing": _COMPUTING,
+    "engineering": _ENGINEERING,
+    "science": _SCIENCE,
+    "food": _FOOD,
+    "life": _LIFE,
+    "leisure": _LEISURE,
+    "document": _DOCUMENT,
 }
 CONCEPTS: tuple[str, ...] = tuple(_STEMS)
 _ACCENTS = re.compile(r"[\u0300-\u036f]")
+_TOKEN = re.compile(r"\w+\*?|[^\w\s*]+")
 
 
 def strip_accents(text: str) -> str:
@@ -81,28 +279,29 @@ def strip_accents(text: str) -> str:
 
 
 # Whole words and beginnings are looked up word by word: many times quicker than one long alternation.
-_WHOLE: dict[str, int] = {}
-_BEGINNING: dict[str, int] = {}
-_PHRASES: list[tuple[int, re.Pattern[str]]] = []
+_WHOLE: dict[str, tuple[int, ...]] = {}
+_BEGINNING: dict[str, tuple[int, ...]] = {}
 _ANYWHERE: list[tuple[int, re.Pattern[str]]] = []
+_PHRASES: dict[str, tuple[tuple[int, tuple[str, ...]], ...]] = {}
+
+
+def _add(table: dict[str, tuple[int, ...]], stem: str, concept: int) -> None:
+    if concept not in table.get(stem, ()):
+        table[stem] = (*table.get(stem, ()), concept)
 
 
 def _sort_in(concept: int, stems: str) -> None:
-    phrases: list[str] = []
     anywhere: list[str] = []
-    for stem in (stem.strip() for stem in strip_accents(stems).replace("\n", " ").split(",")):
+    for stem in (" ".join(stem.split()) for stem in strip_accents(stems).split(",")):
+        parts = _TOKEN.findall(stem)
         if stem.startswith("*"):
             anywhere.append(re.escape(stem.strip("*")))
-        elif re.search(r"\W", stem.rstrip("*")) and not re.search(r"[^\x00-\u08ff]", stem):
-            phrases.append(
-                rf"(?<!\w){re.escape(stem.rstrip('*'))}" + ("" if stem.endswith("*") else r"(?!\w)")
-            )
+        elif len(parts) > 1:
+            _PHRASES[parts[0]] = (*_PHRASES.get(parts[0], ()), (concept, tuple(parts)))
         elif stem.endswith("*"):
-            _BEGINNING[stem.rstrip("*")] = concept
+            _add(_BEGINNING, stem.rstrip("*"), concept)
         else:
-            _WHOLE[stem] = concept
-    if phrases:
-        _PHRASES.append((concept, re.compile("|".join(phrases))))
+            _add(_WHOLE, stem, concept)
     if anywhere:
         _ANYWHERE.append((concept, re.compile("|".join(anywhere))))
 
@@ -112,26 +311,17 @@ for _concept, _listed in enumerate(_STEMS.values()):
 _LONGEST_BEGINNING = max(map(len, _BEGINNING))
 
 
-@lru_cache(maxsize=1 << 14)
-def _concept_of(word: str) -> int | None:
-    plain = strip_accents(word)
-    found = _WHOLE.get(plain)
-    for length in range(2, min(len(plain), _LONGEST_BEGINNING) + 1):
-        if found is not None:
-            break
-        found = _BEGINNING.get(plain[:length])
-    return found
+def concepts_of_word(word: str) -> tuple[int, ...]:
+    """Places in `CONCEPTS` of what a case-folded word without accents names."""
+    found = set(_WHOLE.get(word, ()))
+    for length in range(2, min(len(word), _LONGEST_BEGINNING) + 1):
+        found.update(_BEGINNING.get(word[:length], ()))
+    if not word.isascii():
+        found.update(concept for concept, pattern in _ANYWHERE if pattern.search(word))
+    return tuple(sorted(found))
 
 
-def concept_strengths(words: Sequence[str]) -> list[float]:
-    """For each of `CONCEPTS`: 0 (not named), 0.75 (once) or 1 (more), in case-folded words and symbols."""
-    hits = [0] * len(CONCEPTS)
-    for word in words:
-        concept = _concept_of(word)
-        if concept is not None:
-            hits[concept] += 1
-    spaced = strip_accents(" ".join(words))
-    for concept, pattern in _PHRASES if spaced.isascii() else (*_PHRASES, *_ANYWHERE):
-        if pattern.search(spaced):
-            hits[concept] += 1
-    return [(0.0, 0.75, 1.0)[min(count, 2)] for count in hits]
+def phrases_opened_by(token: str) -> tuple[tuple[int, tuple[str, ...]], ...]:
+    """(place in `CONCEPTS`, tokens of the phrase) of phrases that begin with `token`. A star at the end of
+    the last token leaves its ending open."""
+    return _PHRASES.get(token, ())

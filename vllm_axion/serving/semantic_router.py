@@ -1,32 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which expert answers a request that names none.
 
-Signals, first that decides wins: image or file parts; follow-up to the talk so far; the content classifier
-with the language signal; residency among near ties; fallback. Only the user's words count, never system
-prompts or role tags.
+Signals, first that decides wins: image or file parts; a prompt longer than an expert's context; follow-up to
+the talk so far; the content classifier; residency among near ties; fallback. Only the user's words count,
+never system prompts or role tags.
 Everything is prepared at construction and immutable after it, so one router serves all threads.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from vllm_axion.serving.ngram_classifier import Floats, Judgement, NgramClassifier, sample
+from vllm_axion.serving.declared_examples import DeclaredExamples
+from vllm_axion.serving.ngram_classifier import Floats, Judgement, NgramClassifier
+from vllm_axion.serving.ngram_features import HEAD_CHARS, TAIL_CHARS
+from vllm_axion.serving.router_model import shipped_model
 
 if TYPE_CHECKING:
     from vllm_axion.serving.config import ExpertConfig, MultiModelConfig
 
-GENERAL, CODING = "general", "coding"
-IMAGES, LANGUAGES = "multimodal_expert", "multilingual_expert"
+GENERAL, IMAGES, LANGUAGES = "general", "multimodal_expert", "multilingual_expert"
 
 _SEEN_PARTS = frozenset(
     {"image_url", "input_image", "image", "image_pil", "image_embeds", "file", "input_file", "video_url"}
@@ -36,8 +35,9 @@ EARLIER_TURN_WEIGHT = 0.25  # of the turn before, in a message that is no follow
 SHORT_MESSAGE_WORDS = 6
 FOLLOW_UP_WORDS, FOLLOW_UP_CHARS = 9, 120
 CLEAR_CHANGE = 0.75  # a follow-up leaves the talk's domain only for another one at least this likely
-CODE_SHAPE = 0.3  # at least this much the look of code, in a message that names nothing of programming
-FOREIGN_CHANCE = 0.9  # of multilingual, at full strength of the language signal and no code in sight
+BYTES_PER_TOKEN = 4.0  # of UTF-8: a rough mean over languages and tokenizers
+
+FOLLOW_UP = "follow-up: stays with the talk"
 
 # A cue opens a short message that makes no sense without the one before. A joint may open something new.
 _JOINTS = (
@@ -77,8 +77,9 @@ class Route:
     """Where a request goes and why.
 
     `confidence` is the calibrated probability of `domain` (`probabilities[domain]`); `runner_up` is the next
-    likely domain; `evidence` are words and examples it rests on; `ms` is the time it took. `signal` is what
-    decided: a part of the message, its words (`content`, abstentions included), or nothing to go by."""
+    likely domain; `evidence` are words and facts it rests on; `ms` is the time it took. `signal` is what
+    decided: a part of the message, its length against an expert's `context`, the words (`content`, follow-ups
+    and abstentions included), or nothing to go by."""
 
     expert_id: str
     domain: str
@@ -89,7 +90,17 @@ class Route:
     abstained: bool
     reason: str
     ms: float
-    signal: Literal["part", "content", "nothing"] = "content"
+    signal: Literal["part", "context", "content", "nothing"] = "content"
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What `SemanticRouter.route` was asked about."""
+
+    messages: Any
+    loaded: frozenset[str]
+    content: Mapping[str, float] | None
+    judgement: Judgement | None
 
 
 @dataclass(frozen=True)
@@ -109,11 +120,17 @@ class SemanticRouter:
         self._experts: tuple[ExpertConfig, ...] = tuple(config.experts)
         self._threshold = float(config.router.threshold)
         self._margin = float(config.router.prefer_loaded_margin)
-        examples = built_in_examples()
-        for domain, declared in config.domains.items():
-            own = list(declared.examples) or ([declared.description] if declared.description else [])
-            examples[domain] = [*examples.get(domain, []), *own]
-        self._classifier = NgramClassifier(examples)
+        self.classifier = NgramClassifier()
+        declared: dict[str, Sequence[str]] = {}
+        for domain, section in config.domains.items():
+            declared[domain] = section.examples or ([section.description] if section.description else [])
+        self._declared = DeclaredExamples(self.classifier, declared) if any(declared.values()) else None
+        self._domains = self._declared.domains if self._declared else self.classifier.domains
+
+    @property
+    def declares_examples(self) -> bool:
+        """Whether the configuration has examples of its own; else a judgement's sums say all there is."""
+        return self._declared is not None
 
     def route(
         self,
@@ -121,35 +138,52 @@ class SemanticRouter:
         *,
         loaded: Collection[str] = (),
         usable: Collection[str] | None = None,
+        context: Mapping[str, int] | None = None,
         content: Mapping[str, float] | None = None,
+        judgement: Judgement | None = None,
     ) -> Route:
         """Choose an expert for chat messages (a plain prompt is one user message).
 
         `loaded` are the ids of experts in memory; `usable` those that may be chosen (None, or none of ours:
-        all); `content` another encoder's probabilities of the last user turn, to be taken in place of the
-        built-in classifier's. Never raises on odd content; what cannot be judged is abstained from."""
+        all); `context` the tokens an expert takes, where that is not its `max_model_len`. `judgement` is what
+        the classifier thinks of the last user turn, for callers that know; `content` another encoder's
+        probabilities of it, to be taken in place of the built-in classifier's. Never raises on odd content;
+        what cannot be judged is abstained from."""
         began = time.perf_counter()
         experts = [e for e in self._experts if usable is None or e.expert_id in usable] or list(self._experts)
-        route = self._choose(messages, experts, frozenset(loaded), content)
+        asked = _Asked(messages, frozenset(loaded), content, judgement)
+        route = self._choose(asked, experts, context or {})
         return replace(route, ms=(time.perf_counter() - began) * 1000.0)
 
-    def _choose(
-        self,
-        messages: Any,
-        experts: list[ExpertConfig],
-        loaded: frozenset[str],
-        content: Mapping[str, float] | None,
-    ) -> Route:
-        available = tuple(dict.fromkeys(expert.domain for expert in experts))
-        if IMAGES in available:
-            part = _seen_part(messages)
+    def _choose(self, asked: _Asked, experts: list[ExpertConfig], context: Mapping[str, int]) -> Route:
+        if any(expert.domain == IMAGES for expert in experts):
+            part = _seen_part(asked.messages)
             if part:
-                chances = {domain: float(domain == IMAGES) for domain in available}
-                expert = _best_of(IMAGES, experts, loaded)
                 why = f"the messages hold a part of type {part}"
-                evidence: tuple[str, ...] = (f"part «{part}»",)
-                return Route(expert.expert_id, IMAGES, 1.0, chances, None, evidence, False, why, 0.0, "part")
-        opinion = self._opinion(user_turns(messages), content)
+                return _certain(IMAGES, experts, asked.loaded, f"part «{part}»", why, "part")
+        wish = self._by_content(asked, experts)
+        limits = {e.expert_id: context.get(e.expert_id) or e.max_model_len for e in experts}
+        limit = limits[wish.expert_id]
+        tokens = _tokens_of(asked.messages, limit) if limit else 0
+        if not limit or tokens < limit:
+            return wish
+        # Long prompts belong to the expert for documents where the one for their subject cannot take them.
+        fitting = [e for e in experts if tokens < (limits[e.expert_id] or tokens + 1)]
+        if not fitting:
+            widest = max(limit or 0 for limit in limits.values())
+            fitting = [e for e in experts if limits[e.expert_id] == widest]
+        if any(e.expert_id == wish.expert_id for e in fitting):
+            return wish
+        why = f"the prompt (about {tokens} tokens) is beyond the context of {wish.expert_id} ({limit})"
+        if any(e.domain == IMAGES for e in fitting):
+            return _certain(IMAGES, fitting, asked.loaded, f"about {tokens} tokens", why, "context")
+        found = self._by_content(asked, fitting)
+        return replace(found, reason=f"{found.reason}; {why}", signal="context")
+
+    def _by_content(self, asked: _Asked, experts: list[ExpertConfig]) -> Route:
+        loaded = asked.loaded
+        available = tuple(dict.fromkeys(expert.domain for expert in experts))
+        opinion = self._opinion(asked)
         if opinion is None:
             even = dict.fromkeys(available, 1.0 / len(available))
             why = "the user's message has no words to judge by"
@@ -157,9 +191,9 @@ class SemanticRouter:
         chances = self._over(available, opinion.chances)
         ranked = sorted(chances, key=lambda domain: -chances[domain])
         best = ranked[0]
-        evidence = self._evidence(opinion.judgement, best)
         if chances[best] < self._threshold:
             why = f"unsure ({best} {chances[best]:.2f} is below the threshold {self._threshold:g})"
+            evidence = self._evidence(opinion.judgement, best)
             return self._fall_back(chances, evidence, why, experts, loaded)
         domain, how = best, opinion.how
         expert = _best_of(best, experts, loaded)
@@ -171,9 +205,8 @@ class SemanticRouter:
                 if warm.expert_id in loaded:
                     how = f"near tie of {best} and {other}; {warm.expert_id} is loaded"
                     expert, domain = warm, other
-                    evidence = self._evidence(opinion.judgement, other)
                     break
-        second = _runner_up(chances, domain)
+        evidence, second = self._evidence(opinion.judgement, domain), _runner_up(chances, domain)
         return Route(expert.expert_id, domain, chances[domain], chances, second, evidence, False, how, 0.0)
 
     def _fall_back(
@@ -195,7 +228,7 @@ class SemanticRouter:
 
     def _over(self, available: Sequence[str], chances: Floats) -> dict[str, float]:
         """Probabilities of the available domains only, sum 1."""
-        place = {domain: index for index, domain in enumerate(self._classifier.domains)}
+        place = {domain: index for index, domain in enumerate(self._domains)}
         # A declared domain without any example has no evidence for it, ever: it is reached by name only.
         kept = {d: float(chances[place[d]]) if d in place else 0.0 for d in available}
         total = sum(kept.values())
@@ -203,29 +236,29 @@ class SemanticRouter:
             return dict.fromkeys(available, 1.0 / len(available))
         return {domain: chance / total for domain, chance in kept.items()}
 
-    def _opinion(self, turns: Sequence[str], content: Mapping[str, float] | None = None) -> _Opinion | None:
-        """Read the user's turns in order, so that a follow-up to a follow-up finds where the talk is.
-
-        `content` stands for the chances of the last."""
+    def _opinion(self, asked: _Asked) -> _Opinion | None:
+        """Read the user's turns in order, so that a follow-up to a follow-up finds where the talk is."""
         talk: _Opinion | None = None
+        turns = user_turns(asked.messages)
         for position, turn in enumerate(turns):
-            judged = self._classifier.judge(turn)
+            is_last = position == len(turns) - 1
+            judged = asked.judgement if is_last and asked.judgement else self.classifier.judge(turn)
             if judged is None:
                 # An emoji after a question is a follow-up; alone it says nothing.
-                talk = replace(talk, how="follow-up: stays with the talk") if talk and position else talk
+                talk = replace(talk, how=FOLLOW_UP) if talk and position else talk
                 continue
-            chances = self._chances(judged)
-            if content is not None and position == len(turns) - 1:
-                chances = np.array([content.get(domain, 0.0) for domain in self._classifier.domains])
-            alone = _Opinion(chances, judged, _content_reason(judged))
+            chances = judged.chances if self._declared is None else self._declared.chances(judged)
+            if is_last and asked.content is not None:
+                chances = np.array([asked.content.get(domain, 0.0) for domain in self._domains])
+            alone = _Opinion(chances, judged, "content of the user's message")
             talk = alone if talk is None else self._continued(talk, alone, turn)
         return talk
 
     def _continued(self, talk: _Opinion, alone: _Opinion, turn: str) -> _Opinion:
-        size = len(alone.judgement.words)
+        size = alone.judgement.words
         turn = " ".join(turn.split())
         if size <= FOLLOW_UP_WORDS and len(turn) <= FOLLOW_UP_CHARS and self._follows(talk, alone, turn):
-            return replace(talk, how="follow-up: stays with the talk")
+            return replace(talk, how=FOLLOW_UP)
         if size <= SHORT_MESSAGE_WORDS:
             mixed = (1.0 - EARLIER_TURN_WEIGHT) * alone.chances + EARLIER_TURN_WEIGHT * talk.chances
             return replace(alone, chances=mixed)
@@ -241,44 +274,15 @@ class SemanticRouter:
             return not (clear_change and alone.judgement.concepts & {"coding", "translation"})
         return _JOINT.match(turn) is not None and not clear_change
 
-    def _chances(self, judged: Judgement) -> Floats:
-        """The classifier's probabilities; a foreign language claims what is not coding or a picture."""
-        chances = self._classifier.probabilities(judged.scores)
-        strength = judged.language.strength
-        domains = self._classifier.domains
-        if strength <= 0.0 or LANGUAGES not in domains:
-            return chances
-        here = domains.index(LANGUAGES)
-        leader = domains[int(chances.argmax())]
-        looks_like_code = "coding" in judged.concepts or judged.code_shape >= CODE_SHAPE
-        if (leader == CODING and looks_like_code) or (leader == IMAGES and "picture" in judged.concepts):
-            return chances
-        lifted = max(float(chances[here]), FOREIGN_CHANCE * strength)
-        rest = 1.0 - float(chances[here])
-        shifted = chances * ((1.0 - lifted) / rest if rest > 0.0 else 0.0)
-        shifted[here] = lifted
-        return np.asarray(shifted)
-
     def _evidence(self, judged: Judgement, domain: str) -> tuple[str, ...]:
-        found = [f"word «{_short(word, 24)}»" for word in self._classifier.telling_words(judged, domain)]
-        if domain == LANGUAGES and judged.language.name:
-            found.insert(0, f"written in {judged.language.name}")
-        example = self._classifier.nearest(judged, domain)
-        if example:
-            found.append(f"like «{_short(example, 60)}»")
-        return tuple(found)
+        found = [f"word «{_short(word, 24)}»" for word in self.classifier.telling_words(judged, domain)]
+        language = judged.language().name if domain == LANGUAGES else ""
+        return (f"written in {language}", *found) if language else tuple(found)
 
 
 def built_in_examples() -> dict[str, list[str]]:
-    """The labelled examples that ship with the package: domain -> texts."""
-    return {domain: list(texts) for domain, texts in _shipped().items()}
-
-
-@lru_cache(maxsize=1)
-def _shipped() -> dict[str, list[str]]:
-    text = files("vllm_axion.serving").joinpath("router_examples.json").read_text(encoding="utf-8")
-    parsed: dict[str, list[str]] = json.loads(text)
-    return parsed
+    """Labelled examples that ship with the package, some of those trained on: domain -> texts."""
+    return {domain: list(texts) for domain, texts in shipped_model().prototypes.items()}
 
 
 def _messages(messages: Any) -> Iterator[Mapping[str, Any]]:
@@ -314,18 +318,7 @@ def user_turns(messages: Any) -> list[str]:
     for message in reversed(list(_messages(messages))):
         if message.get("role") != "user":
             continue
-        content = message.get("content")
-        if isinstance(content, str):
-            turns.append(sample(content))
-        else:
-            texts = [
-                part["text"]
-                for part in _parts(message)
-                if part.get("type", "text") in ("text", "input_text") and isinstance(part.get("text"), str)
-            ]
-            if isinstance(content, Sequence) and not isinstance(content, (str, bytes)):
-                texts.extend(part for part in content if isinstance(part, str))
-            turns.append(sample("\n".join(texts)))
+        turns.append(_ends("\n".join(_texts_of(message))))
         if len(turns) == TURNS_READ:
             break
     return turns[::-1]
@@ -342,8 +335,45 @@ def _runner_up(chances: Mapping[str, float], domain: str) -> str | None:
     return max(others, key=lambda other: chances[other]) if others else None
 
 
-def _content_reason(judged: Judgement) -> str:
-    return f"content, in {judged.language.name}" if judged.language.name else "content of the user's message"
+def _certain(
+    domain: str,
+    experts: Sequence[ExpertConfig],
+    loaded: Collection[str],
+    evidence: str,
+    why: str,
+    signal: Literal["part", "context"],
+) -> Route:
+    chances = {other: float(other == domain) for other in dict.fromkeys(e.domain for e in experts)}
+    expert = _best_of(domain, experts, loaded)
+    return Route(expert.expert_id, domain, 1.0, chances, None, (evidence,), False, why, 0.0, signal)
+
+
+def _ends(text: str) -> str:
+    """As much of a long text as the classifier reads."""
+    return text if len(text) <= HEAD_CHARS + TAIL_CHARS else text[:HEAD_CHARS] + text[-TAIL_CHARS:]
+
+
+def _texts_of(message: Mapping[str, Any]) -> list[str]:
+    """The text of a message, or of its parts; other parts say nothing here."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return [content]
+    texts = [
+        part["text"]
+        for part in _parts(message)
+        if part.get("type", "text") in ("text", "input_text") and isinstance(part.get("text"), str)
+    ]
+    if isinstance(content, Sequence) and not isinstance(content, (str, bytes)):
+        texts.extend(part for part in content if isinstance(part, str))
+    return texts
+
+
+def _tokens_of(messages: Any, least: int) -> int:
+    """About how many tokens all messages have together; 0 when they cannot reach `least`."""
+    texts = [text for message in _messages(messages) for text in _texts_of(message)]
+    if sum(map(len, texts)) * 4 < least * BYTES_PER_TOKEN:
+        return 0
+    return int(sum(len(text.encode("utf-8", "surrogatepass")) for text in texts) / BYTES_PER_TOKEN)
 
 
 def _short(text: str, most: int) -> str:
