@@ -73,7 +73,7 @@ def serve(context: typer.Context) -> None:
     config.five_models_all_working.json is served. The same as [bold]vllm serve --multi-model CONFIG[/bold].
 
     Flags of the server: [bold]--host[/bold] (default 127.0.0.1), [bold]--port[/bold] (default 8082), --uds,
-    --api-key, --ssl-keyfile, --ssl-certfile, --log-level, --log-file FILE, --profile.
+    --api-key, --ssl-keyfile, --ssl-certfile, --log-level, --log-file FILE, --log-format, --profile.
 
     Flags of the engines, for instance --max-num-seqs 8 or --enforce-eager, are defaults for every expert; the
     configuration file overrides them. All of them: [bold]vllm serve --help=all[/bold]

@@ -8,6 +8,7 @@ a fault.
 """
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -136,6 +137,8 @@ def serve(flags: Sequence[str], *, prog: str, config: str | None = None) -> None
     except compat.VllmNotUsable as fault:
         _fail(prog, [str(fault)])
     compat.alias_vllm_distribution()
+    if "VLLM_LOGGING_LEVEL" not in os.environ:  # what it warns of while it is imported concerns nobody here
+        logging.getLogger("vllm").setLevel(logging.ERROR)
     # Where vLLM skips our platform, nobody else has: importing vLLM would end before it can be said why.
     compat.define_missing_torchvision_operators()
     parser = make_parser(prog)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
+import logging
 import os
 
 from vllm_axion.serving.engine_process import (
@@ -29,6 +30,8 @@ def _import_everything() -> None:
     # An engine is bound to its parent from its first moment: one that is still starting when the server dies
     # would wait for it for minutes.
     os.register_at_fork(after_in_child=die_with_parent)
+    # vLLM configures logging later, per engine; until then it would print every warning as it is.
+    logging.getLogger("vllm").setLevel(os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"))
     from vllm.plugins import load_general_plugins
 
     load_general_plugins()

@@ -287,6 +287,7 @@ def _listen(args: argparse.Namespace) -> socket.socket:
         address, where = (host, args.port), f"{host}:{args.port}"
     try:
         listening.bind(address)
+        listening.listen()  # now, so that a second server on this address hears at once that it is taken
     except (OSError, OverflowError) as error:  # the latter from a port over 65535
         print(
             f"cannot listen on {where}: {getattr(error, 'strerror', None) or error}; choose another with"

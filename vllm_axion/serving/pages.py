@@ -18,7 +18,8 @@ AUTO_DESCRIPTION = "Chooses the expert by what is asked."
 def health(manager: LazyExpertManager) -> tuple[int, dict[str, Any]]:
     """(HTTP status, body) of ``/health``: 503 once the server can serve none of its experts."""
     slots = manager.views()
-    able = [s for s in slots if s.state is not State.FAILED]
+    # An expert whose checkpoint was found broken at the start is not loaded and has an error to show for it.
+    able = [s for s in slots if s.state is not State.FAILED and not (s.state is State.UNLOADED and s.error)]
     healthy = bool(able) and not manager.closing
     body = {
         "status": "healthy" if healthy else "unhealthy",
