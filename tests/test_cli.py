@@ -43,7 +43,7 @@ def test_the_version_is_the_installed_distributions() -> None:
 @pytest.mark.parametrize("argv", [["--help"], []])
 def test_help_names_every_command(argv: list[str]) -> None:
     output = _plain(_invoke(*argv).output)
-    for command in ("serve", "config", "demo-models"):
+    for command in ("serve", "config", "demo-models", "route", "route-eval"):
         assert command in output
 
 
@@ -152,3 +152,59 @@ def test_without_vllm_a_start_says_what_to_install(
     assert done.returncode == 2, done.stderr[-4000:]
     assert len(done.stderr.splitlines()) == 1
     assert "error: torch is not installed: install the CPU build of torch 2.13.0" in done.stderr
+
+
+# --- route and route-eval ---
+
+
+def test_route_names_the_expert_and_why() -> None:
+    result = _invoke("route", "Escribe código Python")
+    assert result.exit_code == 0
+    output = _plain(result.output)
+    assert "expert qwen_coder" in output and "domain coding, confidence" in output and "código" in output
+
+
+def test_route_prints_json() -> None:
+    told = json.loads(_invoke("route", "hola", "--json").output)
+    assert {"expert_id", "domain", "confidence", "probabilities", "evidence", "reason"} <= set(told)
+
+
+def test_route_knows_the_experts_of_a_configuration(tmp_path: Path) -> None:
+    config = tmp_path / "own.json"
+    config.write_text('{"experts": [{"expert_id": "only", "model_path": "./m"}]}')
+    assert "expert only" in _plain(_invoke("route", "hola", "--config", str(config)).output)
+    wrong = _invoke("route", "hola", "--config", str(tmp_path / "none.json"))
+    assert wrong.exit_code == 2
+
+
+def test_route_eval_writes_its_figures(tmp_path: Path) -> None:
+    table, out, plot = tmp_path / "few.tsv", tmp_path / "few.json", tmp_path / "few.png"
+    table.write_text("# three\ncoding\tEscribe código Python\ngeneral\thola\ngeneral\tEscribe SQL\n")
+    result = _invoke("route-eval", str(table), "--json", str(out))
+    assert result.exit_code == 0 and "accuracy 66.7 %" in result.output
+    figures = json.loads(out.read_text())
+    assert figures["accuracy"] == pytest.approx(2 / 3)
+    assert {"per_domain", "per_language", "confusion", "ece", "auroc", "coverage", "latency_ms"} <= set(
+        figures
+    )
+    pytest.importorskip("matplotlib")
+    assert _invoke("route-eval", str(table), "--plot", str(plot)).exit_code == 0
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ("nonsense\n", "few.tsv:1: not of the form domain<TAB>text"),
+        ("coding\tok\nlaw\ttext\n", "few.tsv:2: domain 'law' is none of"),
+        ("", "no lines to evaluate"),
+    ],
+)
+def test_route_eval_names_what_is_wrong_with_a_file(tmp_path: Path, content: str, fault: str) -> None:
+    (tmp_path / "few.tsv").write_text(content)
+    # The command's own console goes to the process's stderr: ask for the message where it is raised.
+    from vllm_axion.serving.route_eval import RouteEvalError, read_labelled
+
+    with pytest.raises(RouteEvalError, match=fault):
+        read_labelled(tmp_path / "few.tsv", ("coding", "general"))
+    assert _invoke("route-eval", str(tmp_path / "few.tsv")).exit_code == 2

@@ -4,12 +4,15 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
 from vllm_axion import __version__
+
+if TYPE_CHECKING:
+    from vllm_axion.serving.semantic_router import SemanticRouter
 
 app = typer.Typer(
     name="vllm-axion",
@@ -116,6 +119,74 @@ def config_schema(
         out.write_text(text, encoding="utf-8")
     except OSError as fault:
         _fail(f"{out}: {fault.strerror}")
+
+
+_Config = Annotated[str | None, typer.Option("--config", help="JSON file, or the name of a packaged preset.")]
+
+
+@app.command("route")
+def route_command(
+    text: Annotated[str, typer.Argument(help="The message to route.")],
+    config: _Config = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say which expert would answer a message, and why. Loads no model."""
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    router = _router(config)
+    route = router.route([{"role": "user", "content": text}])
+    if as_json:
+        print(json.dumps(asdict(route), indent=2))
+        return
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_row("expert", route.expert_id)
+    table.add_row("domain", f"{route.domain}, confidence {route.confidence:.2f}")
+    table.add_row("reason", route.reason)
+    table.add_row("evidence", ", ".join(route.evidence) or "none")
+    ranked = sorted(route.probabilities.items(), key=lambda item: -item[1])
+    table.add_row("chances", ", ".join(f"{domain} {chance:.2f}" for domain, chance in ranked))
+    table.add_row("took", f"{route.ms:.2f} ms")
+    Console(soft_wrap=True, markup=False, highlight=False).print(table)
+
+
+@app.command("route-eval")
+def route_eval_command(
+    file: Annotated[Path, typer.Argument(help="Lines domain<TAB>text.")],
+    config: _Config = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
+    plot_file: Annotated[
+        Path | None, typer.Option("--plot", help="File for the reliability diagram and the confusion.")
+    ] = None,
+) -> None:
+    """Route the messages of a labelled file and print how many go where they should."""
+    from vllm_axion.serving import route_eval
+
+    router = _router(config)
+    try:
+        rows = route_eval.read_labelled(file, router.domains)
+        result = route_eval.evaluate(rows, lambda text: route_eval.ask(router, text))
+        if json_file is not None:
+            json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        if plot_file is not None:
+            route_eval.plot(result, plot_file)
+    except OSError as fault:
+        _fail(f"{fault.filename}: {fault.strerror}")
+    except ValueError as fault:
+        _fail(str(fault))
+    for line in route_eval.summary(result):
+        print(line)
+
+
+def _router(config: str | None) -> "SemanticRouter":
+    from vllm_axion.serving.config import PRESETS, ConfigError, MultiModelConfig
+    from vllm_axion.serving.semantic_router import SemanticRouter
+
+    try:
+        return SemanticRouter(MultiModelConfig.load(config or PRESETS[0]))
+    except ConfigError as fault:
+        _fail(str(fault))
 
 
 @app.command("demo-models")

@@ -125,7 +125,7 @@ class SemanticRouter:
         for domain, section in config.domains.items():
             declared[domain] = section.examples or ([section.description] if section.description else [])
         self._declared = DeclaredExamples(self.classifier, declared) if any(declared.values()) else None
-        self._domains = self._declared.domains if self._declared else self.classifier.domains
+        self.domains = self._declared.domains if self._declared else self.classifier.domains
 
     @property
     def declares_examples(self) -> bool:
@@ -228,7 +228,7 @@ class SemanticRouter:
 
     def _over(self, available: Sequence[str], chances: Floats) -> dict[str, float]:
         """Probabilities of the available domains only, sum 1."""
-        place = {domain: index for index, domain in enumerate(self._domains)}
+        place = {domain: index for index, domain in enumerate(self.domains)}
         # A declared domain without any example has no evidence for it, ever: it is reached by name only.
         kept = {d: float(chances[place[d]]) if d in place else 0.0 for d in available}
         total = sum(kept.values())
@@ -249,7 +249,7 @@ class SemanticRouter:
                 continue
             chances = judged.chances if self._declared is None else self._declared.chances(judged)
             if is_last and asked.content is not None:
-                chances = np.array([asked.content.get(domain, 0.0) for domain in self._domains])
+                chances = np.array([asked.content.get(domain, 0.0) for domain in self.domains])
             alone = _Opinion(chances, judged, "content of the user's message")
             talk = alone if talk is None else self._continued(talk, alone, turn)
         return talk
