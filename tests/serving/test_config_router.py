@@ -76,6 +76,12 @@ def test_an_encoder_that_cannot_be_used_is_refused_with_its_place(encoder: Any, 
     assert said in refusal({"encoder": encoder})
 
 
+@pytest.mark.parametrize("encoder", USABLE, ids=json.dumps)
+def test_a_configuration_that_is_written_out_can_be_read_again(encoder: Any) -> None:
+    config = read({"encoder": encoder, "second_stage": encoder})
+    assert MultiModelConfig.from_data(config.model_dump(mode="json"), base_dir=Path("/srv")) == config
+
+
 def test_a_key_pasted_where_its_variable_belongs_is_not_repeated() -> None:
     key = "sk-not-a-name-of-a-variable"
     assert key not in refusal({"encoder": {**OPENAI, "key_env": key}})

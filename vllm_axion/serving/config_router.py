@@ -98,8 +98,9 @@ class EncoderConfig(Section):
     @model_validator(mode="after")
     def _fields_of_its_type(self) -> EncoderConfig:
         needed, allowed = _FIELDS[self.type]
-        given = self.model_fields_set - {"type", "timeout_s"}
-        given = {name for name in given if getattr(self, name) is not None}
+        fields = type(self).model_fields.items()
+        given = {name for name, field in fields if getattr(self, name) != field.default}
+        given -= {"type", "timeout_s"}
         if missing := [name for name in needed if name not in given]:
             raise ValueError(f'an encoder of type "{self.type}" needs {" and ".join(missing)}')
         if stray := sorted(given - {*needed, *allowed}):

@@ -39,14 +39,19 @@ class EmbeddingProbe:
         self._rows: Vectors = rows.astype(np.float32)
         self._labels = target
         truth = np.eye(len(self.domains))[target] - 1.0 / len(self.domains)
-        kernel = rows @ rows.T
         balance = len(target) / len(self.domains) / np.bincount(target)
-        weight = np.clip(balance, 0.25, 8.0)[target]
+        scale = np.sqrt(np.clip(balance, 0.25, 8.0)[target])[:, None]
+        # (K + λW⁻¹)⁻¹ = √W (√W K √W + λ)⁻¹ √W, by one decomposition for every λ; what lies outside the span
+        # of `u` (more examples than the vectors are wide) has the eigenvalue λ.
+        u, s, _ = np.linalg.svd(scale * rows, full_matrices=False)
+        inside, outside = u.T @ (scale * truth), 1.0 - np.square(u).sum(axis=1)
+        rest = scale * truth - u @ inside
         best = np.inf
         for ridge in _RIDGES:
-            inverse = np.linalg.inv(kernel + np.diag(ridge / weight))
-            votes = inverse @ truth
-            left_out = truth - votes / np.diag(inverse)[:, None]
+            shrink = 1.0 / (np.square(s) + ridge)
+            votes = scale * (u @ (shrink[:, None] * inside) + rest / ridge)
+            diagonal = scale[:, 0] ** 2 * (np.square(u) @ shrink + outside / ridge)
+            left_out = truth - votes / diagonal[:, None]
             for temperature in _TEMPERATURES:
                 chance = _softmax(left_out / temperature)[np.arange(target.size), target]
                 loss = float(-np.log(np.maximum(chance, 1e-12)).mean())
