@@ -99,7 +99,7 @@ def demo_config(demo_models: Path, **changes: Any) -> dict[str, Any]:
         config["experts"] = [e for e in config["experts"] if e["expert_id"] in only]
     for section, fields in changes.items():
         if section not in ("experts", "only"):
-            config[section] = {**config.get(section, {}), **fields}
+            config[section] = {**config.get(section, {}), **fields} if isinstance(fields, dict) else fields
     return config
 
 
