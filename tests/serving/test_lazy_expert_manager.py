@@ -516,7 +516,7 @@ async def test_stopping_during_a_load_refuses_who_waits_and_leaves_nothing(
 
 
 async def test_ten_loads_and_unloads_leave_no_descriptor_thread_or_process(
-    demo_models: Path, tmp_path: Path
+    demo_models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with expert_stand(demo_models, tmp_path) as stand:
 
@@ -526,6 +526,7 @@ async def test_ten_loads_and_unloads_leave_no_descriptor_thread_or_process(
             await stand.until_state(QWEN, State.UNLOADED)
 
         def held() -> tuple[int, int]:
+            caplog.clear()  # pytest keeps records, and they what they are about
             gc.collect()  # what waits for the collector is not lost
             pool = sum(thread.name.startswith("asyncio_") for thread in threading.enumerate())
             descriptors, threads = (
