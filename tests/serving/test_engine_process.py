@@ -152,3 +152,31 @@ def test_what_is_not_told_stays_as_it_was() -> None:
         """
     )
     assert engine.communicate(timeout=60)[0] == "True\n"
+
+
+_ENGINE_WITH_A_BAR = """
+    import multiprocessing, os, sys
+    from tqdm import tqdm
+    from vllm_axion.serving import engine_process
+
+    multiprocessing.set_start_method("forkserver")
+    if sys.argv[1] == "prepared":
+        engine_process.prepare_engine_process({})
+    before = set(os.listdir("/dev/shm"))
+    list(tqdm(range(3)))
+    print(len(set(os.listdir("/dev/shm")) - before), flush=True)
+"""
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="this machine has no /dev/shm")
+def test_progress_bars_of_an_engine_make_no_semaphore_that_would_outlive_it(tmp_path: Path) -> None:
+    script = tmp_path / "engine.py"
+    script.write_text(textwrap.dedent(_ENGINE_WITH_A_BAR))
+
+    def semaphores(how: str) -> int:
+        command = [sys.executable, str(script), how]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        return int(ended.stdout)
+
+    assert semaphores("plain") > 0, "tqdm makes none by itself: the lock set in engines may go"
+    assert semaphores("prepared") == 0

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +26,7 @@ from vllm_axion.serving.expert_engine import (
     _one_line,
     build_catalog_app,
     engine_process,
+    forget_tokenizers,
     import_architecture,
     use_fork_server,
 )
@@ -220,3 +223,20 @@ def test_every_reach_into_vllm_says_why_since_when_and_until_when() -> None:
     ):
         told = inspect.getdoc(getattr(expert_engine, name)) or ""
         assert all(word in told for word in ("Why", "Since: vLLM", "May go")), name
+
+
+def test_vllm_no_longer_holds_a_tokenizer_it_was_asked_about() -> None:
+    from vllm.utils.func_utils import supports_kw
+
+    class Tokenizer:
+        def __call__(self, text: str, *, truncation: bool = False) -> None: ...
+
+    tokenizer = Tokenizer()
+    assert supports_kw(tokenizer, "truncation")
+    held = weakref.ref(tokenizer)
+    del tokenizer
+    gc.collect()
+    assert held() is not None, "vLLM forgets by itself: forget_tokenizers may go"
+    forget_tokenizers()
+    gc.collect()
+    assert held() is None

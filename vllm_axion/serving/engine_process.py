@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from multiprocessing import forkserver
 from pathlib import Path
@@ -147,6 +148,13 @@ def redirect_output(path: str) -> None:
     os.close(pipe)
 
 
+def _keep_progress_bars_to_this_process() -> None:
+    """The lock of tqdm's bars is a semaphore with a name in ``/dev/shm``. It would outlive an engine that is
+    killed, and servers unload by killing; no bar of an engine is shared with another process.
+    """
+    importlib.import_module("tqdm").tqdm.set_lock(threading.RLock())
+
+
 def prepare_engine_process(settings: Mapping[str, Any]) -> None:
     """Make this process a good neighbour, before vLLM's worker is built.
 
@@ -164,6 +172,7 @@ def prepare_engine_process(settings: Mapping[str, Any]) -> None:
         os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
     if output := settings.get("output"):
         redirect_output(str(output))
+    _keep_progress_bars_to_this_process()
     if title := settings.get("title"):
         import setproctitle
 
