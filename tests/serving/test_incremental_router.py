@@ -17,7 +17,7 @@ from vllm_axion.serving.incremental_router import (
     STABLE_FROM_CHARS,
     IncrementalRouter,
 )
-from vllm_axion.serving.ngram_classifier import TextAccumulator
+from vllm_axion.serving.ngram_classifier import Judgement, TextAccumulator
 from vllm_axion.serving.ngram_features import HEAD_CHARS, TAIL_CHARS
 from vllm_axion.serving.semantic_router import Route, SemanticRouter
 
@@ -158,6 +158,24 @@ def test_history_and_loaded_experts_count_as_for_a_request(router: SemanticRoute
 
 
 # ---------------------------------------------------------------- cost
+
+
+def test_the_messages_before_are_judged_once_not_at_each_key(
+    router: SemanticRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talk = [{"role": "user", "content": f"Escribe código Python, ejercicio {n}"} for n in range(4)]
+    typed = IncrementalRouter(router, history=talk)
+    judge = router.classifier.judge
+    judged: list[str] = []
+
+    def noted(text: str) -> Judgement | None:
+        judged.append(text)
+        return judge(text)
+
+    monkeypatch.setattr(router.classifier, "judge", noted)
+    for char in "¿y en Rust?":
+        typed.feed(char)
+    assert not set(judged) & {message["content"] for message in talk}
 
 
 class _Counted(TextAccumulator):

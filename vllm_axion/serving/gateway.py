@@ -119,6 +119,7 @@ class Gateway:
             body.messages(),
             loaded=self._manager.loaded_ids(),
             usable=self._usable(path),
+            context=self._context(),
             may_load=not explain,
         )
         route, seconds = routed.route, time.perf_counter() - began
@@ -127,6 +128,16 @@ class Gateway:
         self._abstentions += route.abstained
         self._route_seconds += seconds
         return routed
+
+    def _context(self) -> dict[str, int]:
+        """Tokens that each expert takes, where its file or its checkpoint says so."""
+        found = {}
+        for expert_id, slot in self._manager.slots.items():
+            facts = None if slot.spec is None else slot.spec.facts
+            limit = slot.config.max_model_len or (None if facts is None else facts.max_model_len)
+            if limit:
+                found[expert_id] = limit
+        return found
 
     def _usable(self, path: str) -> set[str] | None:
         """Models that make embeddings cannot chat, and the others make none."""

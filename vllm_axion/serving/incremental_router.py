@@ -14,7 +14,7 @@ from typing import Any
 
 from vllm_axion.serving.ngram_classifier import TextAccumulator
 from vllm_axion.serving.ngram_features import HEAD_CHARS, TAIL_CHARS
-from vllm_axion.serving.semantic_router import Route, SemanticRouter
+from vllm_axion.serving.semantic_router import Route, SemanticRouter, user_turns
 
 MARK_EVERY = 128
 STABLE_CONFIDENCE = 0.8
@@ -51,6 +51,7 @@ class IncrementalRouter:
         self.usable = usable
         self._router = router
         self._history = list(history)
+        self._earlier = {turn: router.classifier.judge(turn) for turn in user_turns(self._history)}
         self.reset()
 
     @property
@@ -108,7 +109,11 @@ class IncrementalRouter:
         if judgement is not None and not self._router.declares_examples:
             judgement = replace(judgement, read=())
         route = self._router.route(
-            self._messages(), loaded=self.loaded, usable=self.usable, judgement=judgement
+            self._messages(),
+            loaded=self.loaded,
+            usable=self.usable,
+            judgement=judgement,
+            earlier=self._earlier,
         )
         if route.expert_id != self._expert or route.abstained:
             self._expert, self._agrees_from = route.expert_id, before

@@ -101,6 +101,7 @@ class _Asked:
     loaded: frozenset[str]
     content: Mapping[str, float] | None
     judgement: Judgement | None
+    earlier: Mapping[str, Judgement | None]
 
 
 @dataclass(frozen=True)
@@ -141,17 +142,18 @@ class SemanticRouter:
         context: Mapping[str, int] | None = None,
         content: Mapping[str, float] | None = None,
         judgement: Judgement | None = None,
+        earlier: Mapping[str, Judgement | None] | None = None,
     ) -> Route:
         """Choose an expert for chat messages (a plain prompt is one user message).
 
         `loaded` are the ids of experts in memory; `usable` those that may be chosen (None, or none of ours:
         all); `context` the tokens an expert takes, where that is not its `max_model_len`. `judgement` is what
-        the classifier thinks of the last user turn, for callers that know; `content` another encoder's
-        probabilities of it, to be taken in place of the built-in classifier's. Never raises on odd content;
-        what cannot be judged is abstained from."""
+        the classifier thinks of the last user turn, `earlier` of turns before it by their text, for callers
+        that know; `content` another encoder's probabilities of the last, to be taken in place of the built-in
+        classifier's. Never raises on odd content; what cannot be judged is abstained from."""
         began = time.perf_counter()
         experts = [e for e in self._experts if usable is None or e.expert_id in usable] or list(self._experts)
-        asked = _Asked(messages, frozenset(loaded), content, judgement)
+        asked = _Asked(messages, frozenset(loaded), content, judgement, earlier or {})
         route = self._choose(asked, experts, context or {})
         return replace(route, ms=(time.perf_counter() - began) * 1000.0)
 
@@ -242,7 +244,11 @@ class SemanticRouter:
         turns = user_turns(asked.messages)
         for position, turn in enumerate(turns):
             is_last = position == len(turns) - 1
-            judged = asked.judgement if is_last and asked.judgement else self.classifier.judge(turn)
+            if is_last and asked.judgement:
+                judged: Judgement | None = asked.judgement
+            else:
+                known = turn in asked.earlier and not is_last
+                judged = asked.earlier[turn] if known else self.classifier.judge(turn)
             if judged is None:
                 # An emoji after a question is a follow-up; alone it says nothing.
                 talk = replace(talk, how=FOLLOW_UP) if talk and position else talk

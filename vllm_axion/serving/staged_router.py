@@ -143,6 +143,7 @@ class StagedRouter:
         *,
         loaded: Collection[str] = (),
         usable: Collection[str] | None = None,
+        context: Mapping[str, int] | None = None,
         may_load: bool = True,
     ) -> Routed:
         """As `SemanticRouter.route`, with the configured encoders. Never raises on odd content.
@@ -150,7 +151,7 @@ class StagedRouter:
         `may_load` False leaves an expert that encodes unloaded even where the configuration has it loaded."""
         began = time.perf_counter()
         now = self._now
-        plain = now.router.route(messages, loaded=loaded, usable=usable)
+        plain = now.router.route(messages, loaded=loaded, usable=usable, context=context)
         settings = now.config.router
         if not settings.encoders() or plain.signal != "content":
             return Routed(plain)
@@ -170,7 +171,9 @@ class StagedRouter:
                 stage_name = now.stages[field].encoder.name if field in now.stages else encoder.type
                 return Routed(plain, fallback=f"without {stage_name}: {error}")
             self._count(field, "used")
-            route = now.router.route(messages, loaded=loaded, usable=usable, content=opinion.probabilities)
+            route = now.router.route(
+                messages, loaded=loaded, usable=usable, context=context, content=opinion.probabilities
+            )
             return Routed(_told(route, stage, opinion), stage.encoder.name, cache_hit=opinion.cache_hit)
 
         routed = await ask("encoder", settings.encoder)
