@@ -194,10 +194,14 @@ def test_streams_end_when_the_server_does(logged: RunningServer) -> None:
         assert of_server.says("stopping: ")
 
 
-def test_every_line_of_the_file_is_json_with_the_same_keys(logged: RunningServer, log_file: Path) -> None:
+def test_every_line_of_the_file_is_json_and_every_field_is_explained(
+    logged: RunningServer, log_file: Path, repository: Path
+) -> None:
     logged.stop()
+    guide = (repository / "docs" / "operations.md").read_text("utf-8")
     lines = [json.loads(line) for line in log_file.read_text("utf-8").splitlines()]
     assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
+    assert {name for line in lines for name in line if f"`{name}`" not in guide} == set()
     loggers = {line["logger"] for line in lines}
     assert {"vllm_axion.experts", "vllm_axion.requests", "vllm_axion.engine"} <= loggers
     assert lines[-1]["message"] == "stopped"
