@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 import subprocess
@@ -49,6 +50,25 @@ def test_folders_of_killed_servers_are_removed_and_those_of_running_ones_kept(tm
     with run_directory(tmp_path):
         assert not dead.exists()
         assert (alive / "socket").exists()
+
+
+def test_the_folder_of_a_server_in_another_container_is_kept(tmp_path: Path) -> None:
+    with run_directory(tmp_path) as theirs:
+        # Seen from here its process id is nobody's.
+        ended = subprocess.Popen([sys.executable, "-c", ""])
+        ended.wait()
+        renamed = theirs.rename(tmp_path / f"vllm-axion-{ended.pid}-abc123")
+        with run_directory(tmp_path):
+            assert renamed.exists()
+        renamed.rename(theirs)
+
+
+def test_a_running_server_holds_the_lock_that_keeps_its_folder_from_being_tidied_away(tmp_path: Path) -> None:
+    with run_directory(tmp_path) as folder:
+        other = os.open(folder, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(other)
 
 
 def test_nothing_that_only_looks_like_it_is_removed(tmp_path: Path) -> None:

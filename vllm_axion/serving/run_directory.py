@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import re
 import shutil
@@ -23,17 +25,22 @@ def run_directory(parent: Path | None = None) -> Iterator[Path]:
     """A new folder only this user can enter, gone afterwards: in ``parent``, by default the system's folder
     for temporary files, or in ``/tmp`` if the names of sockets in there would be longer than they may be.
 
-    Folders that servers killed by force left behind are removed too, if they are this user's.
+    Folders that servers killed by force left behind are removed too, if they are this user's. A lock on the
+    folder says that its server lives: process ids say nothing to a server in another container that shares
+    the parent. systemd-tmpfiles leaves locked folders alone as well, however old they are.
     """
     parent = Path(tempfile.gettempdir()) if parent is None else parent
     if len(os.fsencode(parent)) > _LONGEST_PARENT and _SHORT_PARENT.is_dir():
         parent = _SHORT_PARENT
     _remove_abandoned(parent)
     made = Path(tempfile.mkdtemp(prefix=f"vllm-axion-{os.getpid()}-", dir=parent))
+    lock = _lock(made)
     try:
         yield made
     finally:
         shutil.rmtree(made, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
 
 
 def _remove_abandoned(parent: Path) -> None:
@@ -45,5 +52,20 @@ def _remove_abandoned(parent: Path) -> None:
             ours = found.stat().st_uid == os.getuid()
         except OSError:
             continue
-        if ours and not Path(f"/proc/{match[1]}").exists():
+        if ours and not Path(f"/proc/{match[1]}").exists() and (lock := _lock(found)) is not None:
             shutil.rmtree(found, ignore_errors=True)
+            os.close(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    """A descriptor that holds the folder's lock while it is open; None if another process has it, or where
+    the file system has no locks.
+    """
+    descriptor = None
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return descriptor
+    if descriptor is not None:
+        os.close(descriptor)
+    return None
