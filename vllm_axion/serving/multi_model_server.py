@@ -38,6 +38,12 @@ from vllm_axion.serving.expert_engine import EngineFactory, build_catalog_app, i
 from vllm_axion.serving.expert_spec import architectures
 from vllm_axion.serving.gateway import Gateway
 from vllm_axion.serving.lazy_expert_manager import LazyExpertManager
+from vllm_axion.serving.listening import (
+    CannotListenError,
+    allow_many_connections,
+    listen,
+    stop_listening,
+)
 from vllm_axion.serving.log_stream import LogStreams
 from vllm_axion.serving.logs import set_up_logging
 from vllm_axion.serving.metrics import ServerMetrics
@@ -73,7 +79,12 @@ def run(config_path: str, args: argparse.Namespace) -> NoReturn:
     os.environ.setdefault("VLLM_MEDIA_URL_ALLOW_REDIRECTS", "0")
     keys = _access_keys(config, args)
     tracing = _start_tracing(args)
-    listening = _listen(args)
+    try:
+        listening = listen(args)
+    except CannotListenError as fault:
+        print(fault, file=sys.stderr)
+        raise SystemExit(1) from None
+    allow_many_connections()
     known = architectures(config)
     console.print(f"vllm-axion {__version__}: {len(config.experts)} experts from {config_path}", markup=False)
     for notice in not_in_this_build(config):
@@ -91,6 +102,7 @@ def run(config_path: str, args: argparse.Namespace) -> NoReturn:
         forced = loop.run_until_complete(
             _serve(config_path, config, args, keys, listening, folder, streams, tracing, console)
         )
+    stop_listening(args)
     tracing.close()
     _leave(1 if forced else 0)
 
@@ -272,30 +284,6 @@ def _start_tracing(args: argparse.Namespace) -> Tracing:
     except ValueError as fault:
         print(fault, file=sys.stderr)
         raise SystemExit(2) from None
-
-
-def _listen(args: argparse.Namespace) -> socket.socket:
-    """The listening socket, taken before anything slow starts."""
-    if args.uds:
-        listening = socket.socket(socket.AF_UNIX)
-        address: str | tuple[str, int] = args.uds
-        where = args.uds
-    else:
-        host = args.host or "127.0.0.1"
-        listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        address, where = (host, args.port), f"{host}:{args.port}"
-    try:
-        listening.bind(address)
-        listening.listen()  # now, so that a second server on this address hears at once that it is taken
-    except (OSError, OverflowError) as error:  # the latter from a port over 65535
-        print(
-            f"cannot listen on {where}: {getattr(error, 'strerror', None) or error}; choose another with"
-            " --host and --port",
-            file=sys.stderr,
-        )
-        raise SystemExit(1) from None
-    return listening
 
 
 def _vllm_version() -> str:
