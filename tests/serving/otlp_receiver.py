@@ -1,17 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real receiver of OpenTelemetry spans on loopback, by OTLP over HTTP."""
+"""Real receivers of OpenTelemetry spans on loopback: OTLP over HTTP, or over gRPC."""
 
 from __future__ import annotations
 
 import gzip
 import threading
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+import grpc
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
+    TraceServiceServicer,
+    add_TraceServiceServicer_to_server,
+)
 
 
 @dataclass(frozen=True)
@@ -91,7 +100,7 @@ def _plain(attributes: Any) -> dict[str, Any]:
 
 @contextmanager
 def otlp_receiver() -> Generator[OtlpReceiver, None, None]:
-    """A receiver that listens while the context lasts."""
+    """A receiver that listens for HTTP while the context lasts."""
     receiver = OtlpReceiver()
     thread = threading.Thread(target=receiver.server.serve_forever, daemon=True)
     thread.start()
@@ -101,3 +110,22 @@ def otlp_receiver() -> Generator[OtlpReceiver, None, None]:
         receiver.server.shutdown()
         receiver.server.server_close()
         thread.join()
+
+
+@contextmanager
+def otlp_grpc_receiver(receiver: OtlpReceiver) -> Generator[str, None, None]:
+    """A gRPC endpoint whose spans go to ``receiver`` too."""
+
+    class Servicer(TraceServiceServicer):
+        def Export(self, request: Any, context: Any) -> Any:
+            receiver.take(request.SerializeToString())
+            return ExportTraceServiceResponse()
+
+    server = grpc.server(ThreadPoolExecutor(1))
+    add_TraceServiceServicer_to_server(Servicer(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.stop(None).wait()

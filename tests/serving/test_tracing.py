@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import threading
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 
-from tests.serving.otlp_receiver import OtlpReceiver, ReceivedSpan, otlp_receiver
+from tests.serving.otlp_receiver import OtlpReceiver, ReceivedSpan, otlp_grpc_receiver, otlp_receiver
 from vllm_axion import compat
 from vllm_axion.serving import tracing
 from vllm_axion.serving.errors import CannotLoadNowError
@@ -125,6 +126,36 @@ def test_a_client_that_does_not_sample_is_not_traced(traced: Tracing, receiver: 
     request.end(asked, FACTS, 200)
     assert sent(traced, receiver, trace_id) == {}
     assert handed[b"traceparent"].endswith(b"-00")
+
+
+def test_grpc_is_what_is_spoken_unless_told_otherwise(
+    receiver: OtlpReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", raising=False)
+    monkeypatch.setattr("opentelemetry.trace.set_tracer_provider", lambda provider: None)
+    monkeypatch.setattr(compat, "share_tracer_provider", lambda provider: True)
+    trace_id = "4" * 32
+    with otlp_grpc_receiver(receiver) as endpoint:
+        asked = scope(traceparent=f"00-{trace_id}-{PARENT}-01")
+        by_grpc = OtlpTracing(endpoint)
+        by_grpc.request(asked).end(asked, FACTS, 200)
+        assert sent(by_grpc, receiver, trace_id)["axion.request"].attributes["axion.expert"] == "coder"
+
+
+def test_a_receiver_that_does_not_answer_does_not_keep_the_server_from_ending(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf")
+    monkeypatch.setattr("opentelemetry.trace.set_tracer_provider", lambda provider: None)
+    monkeypatch.setattr(compat, "share_tracer_provider", lambda provider: True)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        traced = OtlpTracing(f"http://127.0.0.1:{silent.getsockname()[1]}/v1/traces")
+        asked = scope()
+        traced.request(asked).end(asked, FACTS, 200)
+        closing = threading.Thread(target=traced.close, daemon=True)
+        closing.start()
+        closing.join(2 * tracing._FLUSH_TAKES_S)
+        assert not closing.is_alive()
 
 
 def test_a_protocol_there_is_none_of_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
