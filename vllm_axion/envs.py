@@ -18,7 +18,7 @@ class Variable:
     kind: Literal["text", "path", "url"]
     default: str
     meaning: str
-    used: Literal["set-up", "set-up, tests", "run time", "internal"] = "run time"
+    used: Literal["set-up", "set-up, run time", "run time", "internal"] = "run time"
 
     def raw(self) -> str | None:
         """Its value, or None when unset or empty."""
@@ -36,8 +36,9 @@ CACHE = Variable(
     "VLLM_AXION_CACHE",
     "path",
     "~/.cache/vllm-axion",
-    "Folder for what is made once and kept outside the clone: demo models, vLLM built from source.",
-    "set-up, tests",
+    "Folder for what is made once and kept outside the clone: demo models, vLLM built from source, and the "
+    "router's cache where `router.embedding_cache.persist` is set.",
+    "set-up, run time",
 )
 ENGINE_ARCHITECTURES = Variable(
     "VLLM_AXION_ENGINE_ARCHITECTURES",

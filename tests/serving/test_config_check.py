@@ -149,6 +149,22 @@ def test_key_file_that_others_may_read_is_a_warning(folder: Path) -> None:
     assert "chmod o-r" in checked(folder, data).warnings[0]
 
 
+def test_router_that_sends_a_key_unencrypted_or_asks_twice_is_a_warning(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AXION_TEST_KEY", "sk-1234567890")
+
+    def warnings(**router: Any) -> tuple[str, ...]:
+        return checked(folder, {"experts": [expert()], "router": router}).warnings
+
+    encoder = {"type": "openai", "url": "http://example.org/v1", "model": "m", "key_env": "AXION_TEST_KEY"}
+    assert "router.encoder.url: the key travels unencrypted to example.org" in warnings(encoder=encoder)[0]
+    assert warnings(second_stage={**encoder, "url": "https://example.org/v1"}) == ()
+    assert warnings(encoder={**encoder, "url": "http://localhost:8001"}) == ()
+    assert "asked first already" in warnings(second_stage="ngram")[0]
+    assert "sk-1234567890" not in str(warnings(encoder=encoder))
+
+
 def test_key_is_never_shown(folder: Path) -> None:
     report = checked(folder, {"experts": [expert()], "server": {"api_keys": [{"key": "SECRET"}]}})
     assert report.warnings

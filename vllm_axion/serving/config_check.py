@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from vllm_axion.serving.config import (
     ConfigError,
@@ -159,6 +160,7 @@ def _warnings(config: MultiModelConfig) -> Iterator[str]:
         yield from _expert_warnings(expert, f"experts[{index}]", config.base_dir)
     yield from _loading_warnings(config)
     yield from _server_warnings(config)
+    yield from _router_warnings(config)
     for name in config.domains:
         if all(expert.domain != name for expert in config.experts):
             yield f"{json_path(('domains', name))}: no expert answers for this domain."
@@ -199,6 +201,17 @@ def _loading_warnings(config: MultiModelConfig) -> Iterator[str]:
             f"lazy_loading.auto_unload_after_s: {lazy.auto_unload_after_s:g} is less than min_residency_s, "
             f"{lazy.min_residency_s:g}; an idle expert stays that long."
         )
+
+
+def _router_warnings(config: MultiModelConfig) -> Iterator[str]:
+    router = config.router
+    for name, encoder in router.encoders().items():
+        url = urlsplit(encoder.url or "")
+        has_key = encoder.key_env is not None or encoder.key_file is not None
+        if has_key and url.scheme == "http" and url.hostname not in ("localhost", "127.0.0.1", "::1"):
+            yield f"router.{name}.url: the key travels unencrypted to {url.hostname}; use https."
+    if router.second_stage is not None and router.second_stage.type == router.encoder.type == "ngram":
+        yield 'router.second_stage: "ngram" is asked first already; it says the same the second time.'
 
 
 def _server_warnings(config: MultiModelConfig) -> Iterator[str]:

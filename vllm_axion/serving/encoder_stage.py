@@ -17,8 +17,8 @@ from vllm_axion.serving.text_encoders import BATCH, ExpertEncoder, NotLoadedErro
 
 logger = logging.getLogger("vllm_axion.router")
 
-SHIPPED_PER_DOMAIN = 150  # examples of the package that are encoded; those of the user all are
-USER_PER_DOMAIN = 2000
+SHIPPED_PER_DOMAIN = 150  # examples of the package that are encoded
+USER_PER_DOMAIN = 500
 FAILURES_BEFORE_REST = 3
 REST_S = 10.0
 _BATCH_TAKES_S = 120.0  # at most, while the examples are encoded: nobody waits for that

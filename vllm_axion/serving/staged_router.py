@@ -62,6 +62,7 @@ class _Generation:
     router: SemanticRouter
     stages: Mapping[str, EncoderStage]  # by field of the `router` section; without the built-in encoder
     broken: Mapping[str, str]  # stages that could not be made, and why
+    pooling: frozenset[str]  # experts that encode and do not chat
 
 
 class StagedRouter:
@@ -90,11 +91,7 @@ class StagedRouter:
     @property
     def pooling_experts(self) -> frozenset[str]:
         """Experts that encode and do not chat: those set up so, and those of the router."""
-        config = self._now.config
-        encoding = {stage.expert_id for stage in config.router.encoders().values()}
-        return frozenset(
-            e.expert_id for e in config.experts if e.expert_id in encoding or makes_embeddings(e)
-        )
+        return self._now.pooling
 
     @property
     def config(self) -> MultiModelConfig:
@@ -269,7 +266,9 @@ class StagedRouter:
                 broken[field] = str(error)
             else:
                 stages[field] = EncoderStage(settings, encoder, examples, self.cache)
-        return _Generation(config, router, stages, broken)
+        encoding = {settings.expert_id for settings in config.router.encoders().values()}
+        pooling = {e.expert_id for e in config.experts if e.expert_id in encoding or makes_embeddings(e)}
+        return _Generation(config, router, stages, broken, frozenset(pooling))
 
     async def _keep_saving(self) -> None:
         while True:
