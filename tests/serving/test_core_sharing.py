@@ -5,13 +5,17 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from tests.serving.running_server import RunningServer, StartServer
 from vllm_axion.serving.core_plan import usable_cores
+from vllm_axion.serving.core_sharing import STAYS_BUSY_S, CoreSharing
 
 TWO = ("phi4_fast", "mistral_balanced")
 
@@ -120,3 +124,17 @@ def test_idle_engines_do_not_spin(divided: RunningServer) -> None:
     busy.wait(5.0)
     # A spinning OpenMP team of one engine alone would use 5 s or more.
     assert cpu_seconds() - before < 1.0
+
+
+def engine_at_rest(last_used: float) -> Any:
+    """All that is asked of a slot here."""
+    return SimpleNamespace(engine=object(), in_flight=0, last_used=last_used)
+
+
+def test_the_manager_looks_again_when_the_first_engine_stops_counting_as_busy() -> None:
+    now = time.monotonic()
+    sharing = CoreSharing("disjoint", (0, 1))
+    slots = [engine_at_rest(now), engine_at_rest(now - 1), engine_at_rest(now - 100)]
+    assert sharing.next_look(slots) == now - 1 + STAYS_BUSY_S
+    assert sharing.next_look(slots[2:]) is None
+    assert CoreSharing("shared", (0, 1)).next_look(slots) is None, "nobody has cores to give back"

@@ -253,6 +253,21 @@ async def test_an_expert_that_can_never_fit_is_refused_at_once(demo_models: Path
         assert stand.state(QWEN) is State.UNLOADED and engine_processes() == []
 
 
+async def test_a_limit_lowered_while_the_server_runs_holds_from_then_on(
+    demo_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vllm_axion.serving.memory_watch._EVERY_S", 0.05)
+    limit = 64 * 1024**3
+    async with expert_stand(
+        demo_models, tmp_path, read_memory=lambda: MachineMemory(limit, 0, "RAM")
+    ) as stand:
+        before = stand.manager.memory()["allowed_bytes"]
+        limit = 64 * 1024**2
+        await stand.until(lambda: stand.manager.memory()["allowed_bytes"] < before / 1000, "the new limit")
+        assert isinstance(await outcome(stand, QWEN), NeverFitsError)
+        assert engine_processes() == []
+
+
 async def test_memory_for_one_is_never_given_to_two(demo_models: Path, tmp_path: Path) -> None:
     async with expert_stand(demo_models, tmp_path) as probe:
         needs = [probe.slot(e).need_bytes for e in (QWEN, PHI)]

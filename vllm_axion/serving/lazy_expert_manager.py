@@ -112,13 +112,6 @@ class LazyExpertManager:
         self._prefetch = Prefetch(metrics, enabled=profile.prefetch)
         self._cores = cores or CoreSharing("shared", engine_cores(usable_cores()))
         self._memory = MemoryWatch(self.slots.values(), factory.starting_pid, metrics, read_memory)
-        self._rules = Rules(
-            allowed_bytes=int(self._memory.machine.limit_bytes * lazy.memory_threshold),
-            max_loaded=lazy.max_loaded_experts,
-            min_residency_s=lazy.min_residency_s,
-            auto_unload_after_s=lazy.auto_unload_after_s,
-            lazy=lazy.enabled,
-        )
         self._events: deque[_Event] = deque()
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -326,6 +319,18 @@ class LazyExpertManager:
         self._events.append(event)
         self._wake.set()
 
+    @property
+    def _rules(self) -> Rules:
+        # Made anew: a container's limit may be changed while it runs.
+        lazy = self._config.lazy_loading
+        return Rules(
+            allowed_bytes=int(self._memory.machine.limit_bytes * lazy.memory_threshold),
+            max_loaded=lazy.max_loaded_experts,
+            min_residency_s=lazy.min_residency_s,
+            auto_unload_after_s=lazy.auto_unload_after_s,
+            lazy=lazy.enabled,
+        )
+
     def _world(self) -> World:
         return World(
             now=time.monotonic(),
@@ -346,7 +351,8 @@ class LazyExpertManager:
                     self._carry_out(action)
                 self._share_cores()
                 self._show_levels()
-                wake_at = min((t for t in (plan.wake_at, self._next_expiry()) if t is not None), default=None)
+                looks = (plan.wake_at, self._next_expiry(), self._cores.next_look(self.slots.values()))
+                wake_at = min((t for t in looks if t is not None), default=None)
             except Exception:
                 logger.exception("the expert manager met an error and goes on")
                 wake_at = time.monotonic() + 1.0
