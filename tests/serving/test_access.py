@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import httpx
 import pytest
 from prometheus_client import generate_latest
 from starlette.types import Message, Receive, Scope, Send
 
-from vllm_axion.serving.access import AccessControl, AccessKey
+from vllm_axion.serving.access import OPERATOR_PATHS, AccessControl, AccessKey
 from vllm_axion.serving.metrics import ServerMetrics
 
 INFERENCE, ADMIN, BOTH = "inference-key", "admin-key", "both-key"
@@ -72,6 +76,8 @@ async def test_health_needs_no_key_and_everything_else_does() -> None:
         ("/models/load", {ADMIN, BOTH}),
         ("/models/unload", {ADMIN, BOTH}),
         ("/models/sse", {ADMIN, BOTH}),
+        ("/collective_rpc", {ADMIN, BOTH}),
+        ("/v1/load_lora_adapter", {ADMIN, BOTH}),
         ("/models", {INFERENCE, ADMIN, BOTH}),
         ("/stats", {INFERENCE, ADMIN, BOTH}),
         ("/metrics", {INFERENCE, ADMIN, BOTH}),
@@ -134,3 +140,27 @@ async def test_a_websocket_without_key_is_closed_before_it_opens() -> None:
     scope = {"type": "websocket", "path": "/v1/realtime", "headers": [], "query_string": b""}
     await AccessControl(_behind, KEYS, ServerMetrics({}))(scope, receive, send)
     assert [(m["type"], m["code"]) for m in sent] == [("websocket.close", 1008)]
+
+
+def test_no_route_of_vllms_operators_opens_to_an_inference_key() -> None:
+    code = (
+        "from vllm_axion.serving.engine_options import serve_parser\n"
+        "from vllm_axion.serving.expert_engine import build_catalog_app\n"
+        "args = serve_parser().parse_args(['--enable-fault-tolerance'])\n"
+        "for route in build_catalog_app(args).routes:\n"
+        "    print(getattr(getattr(route, 'endpoint', None), '__module__', ''), route.path)\n"
+    )
+    flags = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **flags}
+    )
+    assert done.returncode == 0, done.stderr
+    routes = [line.split(" ") for line in done.stdout.splitlines() if line.startswith("vllm.entrypoints.")]
+    kinds = tuple(f"serve.{kind}." for kind in ("dev", "lora", "profile", "elastic_ep", "fault_tolerance"))
+    operators = {
+        path
+        for module, path in routes
+        if module.removeprefix("vllm.entrypoints.").startswith((*kinds, "rl."))
+    }
+    assert {"/collective_rpc", "/update_weights", "/v1/load_lora_adapter"} <= operators, "the test sees them"
+    assert operators <= OPERATOR_PATHS

@@ -21,6 +21,20 @@ STATUS_PATHS = frozenset(
 )
 """What the server says of itself: a key of either scope opens it."""
 
+OPERATOR_PATHS = frozenset(
+    {"/collective_rpc", "/server_info", "/sleep", "/wake_up", "/is_sleeping", "/release_kv_cache_memory"}
+    | {"/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache", "/start_profile", "/stop_profile"}
+    | {"/pause", "/resume", "/is_paused", "/abort_requests", "/get_world_size", "/weight_info"}
+    | {"/init_weight_transfer_engine", "/shutdown_weight_transfer_engine", "/weight_checker"}
+    | {"/start_weight_update", "/start_draft_weight_update", "/update_weights", "/finish_weight_update"}
+    | {"/update_weight_version", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"}
+    | {"/fault_tolerance/apply", "/fault_tolerance/status", "/scale_elastic_ep", "/is_scaling_elastic_ep"}
+)
+"""What vLLM lets operators do to an engine, where its variables and flags (VLLM_SERVER_DEV_MODE,
+VLLM_ALLOW_RUNTIME_LORA_UPDATING, --enable-fault-tolerance, …) open these routes at all: they stop,
+reconfigure or read out a whole expert.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class AccessKey:
@@ -32,8 +46,8 @@ class AccessKey:
 
 class AccessControl:
     """ASGI middleware. Without keys everything is open; with keys every route but ``/health`` needs one:
-    ``/models/*`` and ``/logs/*`` one with the scope ``admin``, `STATUS_PATHS` any, everything else one with
-    ``inference``.
+    ``/models/*``, ``/logs/*`` and `OPERATOR_PATHS` one with the scope ``admin``, `STATUS_PATHS` any,
+    everything else one with ``inference``.
     A key comes as ``Authorization: Bearer`` or ``x-api-key``.
     """
 
@@ -74,7 +88,7 @@ class AccessControl:
         if not known:
             raise UnauthorizedError("the API key is not one of this server's")
         path = route_path(scope)
-        needed = "admin" if path.startswith(ADMIN_PREFIXES) else "inference"
+        needed = "admin" if path.startswith(ADMIN_PREFIXES) or path in OPERATOR_PATHS else "inference"
         if needed not in scopes and path not in STATUS_PATHS:
             raise ForbiddenError(f"{path[:200]} needs a key with the scope {needed!r}")
 
