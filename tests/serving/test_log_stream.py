@@ -83,3 +83,11 @@ async def test_a_slow_follower_loses_the_oldest_lines_only() -> None:
         kept = [(lines.get_nowait() or {})["message"] for _ in range(lines.qsize())]
     assert kept[-1] == "4999"
     assert len(kept) <= 1000
+
+
+def test_a_message_that_does_not_fit_its_arguments_is_no_error_of_whoever_logs_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    streams = LogStreams([])
+    streams.handle(logging.LogRecord("uvicorn.error", logging.INFO, __file__, 1, "%d of %d", ("one",), None))
+    assert "Logging error" in capsys.readouterr().err

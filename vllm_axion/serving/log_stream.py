@@ -41,7 +41,11 @@ class LogStreams(logging.Handler):
         name = getattr(record, "expert", None) or SERVER
         if name not in self._kept:
             name = SERVER
-        line = as_fields(record)
+        try:
+            line = as_fields(record)
+        except Exception:  # a library's message that does not fit its arguments must not fail a request
+            self.handleError(record)
+            return
         with self._guard:
             self._kept[name].append(line)
             followers = [f for f in self._followers if f[0] == name]
