@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from tests.serving.otlp_receiver import OtlpReceiver, otlp_receiver
 from tests.serving.running_server import RunningServer, StartServer
@@ -215,7 +216,7 @@ def test_with_a_log_file_only_the_start_is_printed(logged: RunningServer) -> Non
     assert "loaded in" not in printed and "POST" not in printed
 
 
-# --- Spans, and prompts in the log: a server that is asked for both ----------------------------------
+# --- Levels, spans, and prompts in the log: a server that is asked for them ---------------------------
 
 
 @pytest.fixture(scope="module")
@@ -242,6 +243,32 @@ def traced(start_server: StartServer, receiver: OtlpReceiver) -> Iterator[Runnin
 
 def traceparent(trace_id: str, span_id: str = "b7ad6b7169203331") -> dict[str, str]:
     return {"traceparent": f"00-{trace_id}-{span_id}-01"}
+
+
+def test_a_scrape_shows_levels_though_nobody_asked_for_stats(traced: RunningServer) -> None:
+    """A Prometheus asks for nothing else."""
+
+    def level(name: str, **labels: str) -> float:
+        with traced.http() as client:
+            page = client.get("/metrics").text
+        samples = [s for family in parse_text(page) for s in family.samples]
+        (found,) = [s.value for s in samples if s.name == f"vllm_axion:{name}" and s.labels == labels]
+        return float(found)
+
+    assert level("memory_limit_bytes") > level("memory_allowed_bytes") > 0
+    assert level("memory_others_bytes") > 0
+    assert level("memory_reserved_bytes") == 0
+    assert level("expert_cores", expert=OTHER) == 0
+    answer = chat(traced, model=OTHER)
+    assert answer.status_code == 200, answer.text
+    assert level("memory_reserved_bytes") > 0
+    assert level("expert_cores", expert=OTHER) >= 1
+    assert level("request_wait_seconds_count", expert=OTHER) == 1
+    waited_ms = 1000 * level("request_wait_seconds_sum", expert=OTHER)
+    assert waited_ms == pytest.approx(float(answer.headers["x-axion-load-ms"]), abs=2)
+    unload(traced, OTHER)
+    traced.wait_until(lambda: level("memory_reserved_bytes") == 0, 10, "nothing reserved")
+    assert level("expert_cores", expert=OTHER) == 0
 
 
 def test_spans_of_a_first_request_are_nested_down_to_vllm(
