@@ -231,3 +231,10 @@ def test_an_expert_encodes_only_inside_a_server() -> None:
     config = config_with({"type": "expert", "expert_id": "coder"})
     with pytest.raises(EncoderError, match="inside a running server"):
         make_encoder(config.router.encoder, config)
+
+
+def test_the_package_itself_encodes_with_a_local_model(demo_models: Path) -> None:
+    pytest.importorskip("sentence_transformers", reason="an extra, not installed")
+    encoder = SentenceTransformersEncoder(str(demo_models / "qwen_coder"))
+    first, other, same = encode_now(encoder, ["hola", "adiós a todos", "hola"])
+    assert np.allclose(first, same, atol=1e-2) and not np.allclose(first, other, atol=1e-2)
