@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib
 import inspect
 import weakref
 from pathlib import Path
@@ -225,18 +226,30 @@ def test_every_reach_into_vllm_says_why_since_when_and_until_when() -> None:
         assert all(word in told for word in ("Why", "Since: vLLM", "May go")), name
 
 
-def test_vllm_no_longer_holds_a_tokenizer_it_was_asked_about() -> None:
+@pytest.mark.parametrize("multimodal", [False, True])
+def test_vllm_no_longer_holds_a_tokenizer_it_was_asked_about(multimodal: bool) -> None:
+    from vllm.multimodal.processing.processor import cached_encode
     from vllm.utils.func_utils import supports_kw
 
     class Tokenizer:
         def __call__(self, text: str, *, truncation: bool = False) -> None: ...
 
+        def encode(self, text: str, **options: Any) -> list[int]:
+            return []
+
     tokenizer = Tokenizer()
     assert supports_kw(tokenizer, "truncation")
+    if multimodal:
+        cached_encode(tokenizer, "text")
     held = weakref.ref(tokenizer)
     del tokenizer
     gc.collect()
     assert held() is not None, "vLLM forgets by itself: forget_tokenizers may go"
-    forget_tokenizers()
+    forget_tokenizers(multimodal=multimodal)
     gc.collect()
     assert held() is None
+
+
+def test_every_cache_that_is_emptied_is_still_one_of_vllms() -> None:
+    for module, name in (*expert_engine._KEPT_BY, *expert_engine._KEPT_BY_MULTIMODAL):
+        assert hasattr(getattr(importlib.import_module(module), name), "cache_clear"), (module, name)

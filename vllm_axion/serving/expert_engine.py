@@ -131,8 +131,9 @@ class ExpertEngine:
         state = getattr(self.app, "state", None)
         if state is not None:
             state._state.clear()
+        multimodal = bool(llm.model_config.is_multimodal_model)
         del llm
-        await asyncio.to_thread(_give_memory_back)
+        await asyncio.to_thread(_give_memory_back, multimodal)
 
 
 class EngineFactory:
@@ -442,20 +443,30 @@ def build_catalog_app(args: argparse.Namespace) -> Any:
     return build_app(args, tasks, AnyTask())
 
 
-def forget_tokenizers() -> None:
-    """Empty vLLM's memory of which callable takes which keyword.
+_KEPT_BY: tuple[tuple[str, str], ...] = (("vllm.utils.func_utils", "_supports_kw"),)
+_KEPT_BY_MULTIMODAL: tuple[tuple[str, str], ...] = (
+    ("vllm.multimodal.processing.processor", "cached_encode"),
+    ("vllm.transformers_utils.processor", "cached_get_processor"),
+    ("vllm.transformers_utils.processor", "get_processor_kwargs_type"),
+)
 
-    Why: an `lru_cache` of 128 entries, whose keys keep every tokenizer that was loaded and what belongs to
-    it: five copies a load, 30 MB with a vocabulary of 32,000. Asking again costs the other experts
-    microseconds. Since: vLLM 0.32. May go when the cache holds no callables of single objects.
+
+def forget_tokenizers(*, multimodal: bool) -> None:
+    """Empty those of vLLM's caches whose keys are tokenizers, or hold them.
+
+    Why: `lru_cache`s of 128 and more entries, which keep every tokenizer that was ever loaded: five copies a
+    load, 30 MB with a vocabulary of 32,000. Other experts pay for it once: microseconds, and after the end of
+    a ``multimodal`` one others of its kind read their processor's files again.
+    Since: vLLM 0.32. May go when these caches hold names only, or their entries weakly.
     """
-    functions = importlib.import_module("vllm.utils.func_utils")
-    if (remembered := getattr(functions, "_supports_kw", None)) is not None:
-        remembered.cache_clear()
+    for module, name in _KEPT_BY + (_KEPT_BY_MULTIMODAL if multimodal else ()):
+        kept = getattr(importlib.import_module(module), name, None)
+        if kept is not None:
+            kept.cache_clear()
 
 
-def _give_memory_back() -> None:
-    forget_tokenizers()
+def _give_memory_back(multimodal: bool) -> None:
+    forget_tokenizers(multimodal=multimodal)
     # The app and the engine client refer to each other: without a collection they would stay until the
     # next one that happens to look at old objects, with the tokenizer.
     gc.collect()
