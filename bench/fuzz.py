@@ -19,6 +19,7 @@ import base64
 import json
 import os
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -268,6 +269,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--fresh", action="store_true", help="forget earlier runs")
     parser.add_argument("--no-schema", action="store_true", help="mutations only (no schemathesis needed)")
     parser.add_argument("--replay", type=Path, metavar="FILE", help="send the bodies of FILE again")
+    parser.add_argument("--keep-log", type=Path, metavar="FILE", help="copy the server's log there")
     parser.add_argument("--url", help="a server that runs already; default: start one with the demo experts")
     parser.add_argument(
         "--models", type=Path, default=ROOT / "models" / "demo", help="folder of demo experts"
@@ -285,6 +287,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             for expert in EXPERT_IDS:
                 server.chat(expert)
             url = server.url
+            if args.keep_log is not None:
+                stack.callback(shutil.copy, server.log, args.keep_log)
         if args.replay is None:
             _run(url, args)
             return
