@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from vllm_axion.serving.errors import BadRequestError
-from vllm_axion.serving.media_policy import check_media
+from vllm_axion.serving.media_policy import check_media, may_name_media
 
 ALLOWED = {"images.example.org"}
 
@@ -83,3 +84,16 @@ def test_with_no_host_allowed_the_message_says_so() -> None:
 def test_words_that_look_like_urls_are_words() -> None:
     check_media({"messages": [{"role": "user", "content": "file:///etc/passwd https://evil.net"}]}, ())
     check_media({"prompt": "https://evil.net/a.png", "url": "https://evil.net"}, ())
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_media_are_looked_for_in_every_encoding_json_comes_in(encoding: str) -> None:
+    body = json.dumps(
+        {"messages": [{"role": "user", "content": [{"image_url": {"url": "file:///etc/passwd"}}]}]}
+    )
+    assert may_name_media(body.encode(encoding))
+    assert may_name_media(body.replace("image_url", "image\\u005furl").encode(encoding))
+
+
+def test_a_plain_chat_is_not_looked_through() -> None:
+    assert not may_name_media(json.dumps({"messages": [{"role": "user", "content": "Hola"}]}).encode())

@@ -30,7 +30,7 @@ from vllm_axion.serving.errors import (
 )
 from vllm_axion.serving.expert_slot import Lease
 from vllm_axion.serving.lazy_expert_manager import LazyExpertManager
-from vllm_axion.serving.media_policy import check_media
+from vllm_axion.serving.media_policy import check_media, may_name_media
 from vllm_axion.serving.metrics import HowChosen, ServerMetrics
 from vllm_axion.serving.request_body import RequestBody, parse_body, query_model
 from vllm_axion.serving.request_log import about
@@ -199,7 +199,8 @@ class Gateway:
             headers = Headers(scope=scope)
             raw = await self._read_body(headers, receive)
             body = parse_body(raw, headers.get("content-type", ""), scope.get("query_string", b""))
-            check_media(body.data, self._media_domains)
+            if may_name_media(body.raw):
+                check_media(body.data, self._media_domains)
             with trace.step("axion.route"):
                 choice = await self._choose(body, route_path(scope))
             answer.annotate(choice)
@@ -210,7 +211,8 @@ class Gateway:
         except ServingError as error:
             await answer.fail(error)
         except Exception:
-            logger.exception("%s %s failed", scope["method"], scope["path"])
+            # `%r`: a path may hold line breaks, with which a client would write lines of the log itself.
+            logger.exception("%s %r failed", scope["method"], scope["path"][:200])
             await answer.fail(ServingError("the server met an unexpected error; its log says more"))
         finally:
             self._active -= 1

@@ -18,6 +18,14 @@ _URL_PARTS = ("image_url", "video_url", "audio_url", "file_url")
 _DEEPEST = 6
 
 
+def may_name_media(raw: bytes) -> bool:
+    """Whether a body could refer to media at all, told without looking through megabytes of parsed JSON;
+    a "no" is certain.
+    """
+    # A name with escapes is as good, and so is one in UTF-16 or UTF-32, which vLLM's app reads too.
+    return b"_url" in raw or b"\\u" in raw or b"\0" in raw
+
+
 def check_media(data: Mapping[str, Any], allowed_domains: Collection[str]) -> None:
     """Refuse a request that names media this server would have to fetch from where it may not.
 
