@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import shutil
 import signal
@@ -541,6 +542,7 @@ async def test_ten_loads_and_unloads_leave_no_descriptor_thread_or_process(
             await stand.until_state(QWEN, State.UNLOADED)
 
         def held() -> tuple[int, int]:
+            assert [r for r in caplog.records if r.levelno >= logging.ERROR] == [], "a wanted end is no error"
             caplog.clear()  # pytest keeps records, and they what they are about
             gc.collect()  # what waits for the collector is not lost
             pool = sum(thread.name.startswith("asyncio_") for thread in threading.enumerate())

@@ -390,6 +390,8 @@ def fail_requests(llm: Any) -> None:
     dead = importlib.import_module("vllm.v1.engine.exceptions").EngineDeadError
     llm.engine_core.resources.engine_dead = True
     llm.output_processor.propagate_error(dead())
+    if (handler := getattr(llm, "output_handler", None)) is not None:
+        handler.cancel()  # before the process goes: it would log a wanted end as an error, with a traceback
 
 
 class _DeathNotice:
