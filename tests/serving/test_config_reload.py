@@ -188,6 +188,19 @@ async def test_an_edit_that_cannot_be_applied_is_logged_and_the_watch_goes_on(
         await until(lambda: len(watched.applied) == 1)
 
 
+async def test_a_key_that_was_taken_out_of_the_environment_at_start_does_not_stop_a_reload(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AXION_TEST_KEY", "sk-1234567890")
+    monkeypatch.setitem(BASE, "server", {"api_keys": [{"key_env": "AXION_TEST_KEY"}]})
+    watched = Watched(tmp_path / "config.json")
+    monkeypatch.delenv("AXION_TEST_KEY")
+    async with watched:
+        watched.write({**BASE, "router": {"threshold": 0.9}})
+        await until(lambda: len(watched.applied) == 1)
+    assert watched.refused == 0
+
+
 async def test_a_file_that_is_only_touched_changes_nothing(
     watched: Watched, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -14,7 +14,14 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_axion.serving.config import ConfigError, ExpertConfig, MultiModelConfig, find_config
+from vllm_axion.serving.config import (
+    ConfigError,
+    ExpertConfig,
+    MultiModelConfig,
+    examine,
+    find_config,
+    read_data,
+)
 from vllm_axion.serving.config_faults import json_path
 
 logger = logging.getLogger("vllm_axion.router")
@@ -116,7 +123,7 @@ class ConfigWatch:
     async def _read(self) -> None:
         name = self._path.name
         try:
-            read = await asyncio.to_thread(MultiModelConfig.load, self._path)
+            read = await asyncio.to_thread(_load, self._path)
         except ConfigError as error:
             logger.error("%s has changed and cannot be used; routing stays as it was", name)
             for fault in error.faults:
@@ -133,6 +140,17 @@ class ConfigWatch:
             logger.info("%s: applied %s", name, ", ".join(found.applied))
         if news:
             logger.warning("%s: restart to apply %s", name, ", ".join(news))
+
+
+def _load(path: Path) -> MultiModelConfig:
+    """As `MultiModelConfig.load`, but keys that cannot be read any more are no fault: they were read at start,
+    where some are taken out of the environment. Raises ConfigError."""
+    data, base, faults = read_data(path)
+    config, more = (None, []) if data is None and faults else examine(data, base)
+    faults += [fault for fault in more if config is None or not fault.path.startswith("server.api_keys[")]
+    if config is None or faults:
+        raise ConfigError(path.name, list(dict.fromkeys(faults)))
+    return config
 
 
 def _state(path: Path) -> State:
