@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from email.message import Message
 from email.parser import Parser
 from pathlib import Path
@@ -68,6 +71,38 @@ def test_installing_never_replaces_torch_or_vllm(metadata: Message) -> None:
     requirements = [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
     assert requirements
     assert not [r for r in requirements if r.name.startswith(("torch", "vllm"))]
+
+
+# With vLLM and by it: what makes models, reads them, draws their progress, or traces their requests.
+OF_VLLM = {"vllm", "torch", "transformers", "tokenizers", "huggingface_hub", "tqdm", "opentelemetry"}
+MODULES = {"prometheus_client": "prometheus-client", "pydantic_core": "pydantic"}
+"""Modules whose distribution is not just their name with hyphens."""
+
+
+def imported_packages(repository: Path) -> set[str]:
+    """Top-level names of everything the package imports, inside functions too."""
+    found: set[str] = set()
+    for path in (repository / "vllm_axion").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {name.name.partition(".")[0] for name in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found.add(node.module.partition(".")[0])
+    return found - set(sys.stdlib_module_names) - {"vllm_axion"}
+
+
+def distributions(lines: Iterable[str]) -> set[str]:
+    return {re.sub(r"[-_.]+", "-", Requirement(line).name).lower() for line in lines}
+
+
+def test_what_is_imported_is_required_and_nothing_else_is(repository: Path) -> None:
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    extras = {name: lines for name, lines in project["optional-dependencies"].items() if name != "dev"}
+    required = distributions(project["dependencies"])
+    optional = distributions(line for lines in extras.values() for line in lines)
+    imported = {MODULES.get(name, name.replace("_", "-")) for name in imported_packages(repository) - OF_VLLM}
+    assert imported - required <= optional, "imported, and not even an extra brings it"
+    assert required <= imported, "brought, and never imported"
 
 
 def test_metadata_names_licence_python_and_version(metadata: Message, wheel: zipfile.ZipFile) -> None:

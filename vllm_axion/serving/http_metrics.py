@@ -32,7 +32,7 @@ class HttpMetrics(Collector):
     """
 
     def __init__(self, app: ASGIApp) -> None:
-        # A requirement of vLLM's server, not of this package.
+        # Only where a server runs: it brings FastAPI with it.
         from prometheus_fastapi_instrumentator import metrics
 
         self._app = app
