@@ -25,13 +25,16 @@ PIXEL = (
     "error", [AttributeError("x"), KeyError("x"), IndexError(), RecursionError(), NotImplementedError()]
 )
 @pytest.mark.parametrize(("engine_failed", "status"), [(False, 400), (True, 500)])
+@pytest.mark.parametrize("built", [False, True])
 async def test_an_error_of_odd_content_is_the_clients_unless_the_engine_failed(
-    error: Exception, engine_failed: bool, status: int
+    error: Exception, engine_failed: bool, status: int, built: bool
 ) -> None:
     async def endpoint(request: Request) -> Response:
         raise error
 
     app = Starlette(routes=[Route("/", endpoint)])
+    if built:  # as vLLM hands it over
+        app.middleware_stack = app.build_middleware_stack()
     refuse_odd_content(app, "expert", lambda: engine_failed)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
         answer = await client.get("/")

@@ -56,3 +56,5 @@ def refuse_odd_content(app: Any, expert_id: str, engine_failed: Callable[[], boo
     assert isinstance(app, Starlette)
     for kind in CONTENT_FAULTS:
         app.add_exception_handler(kind, refuse)
+    if app.middleware_stack is not None:  # vLLM's metrics have it built early, without these handlers
+        app.middleware_stack = app.build_middleware_stack()
