@@ -7,6 +7,8 @@ import asyncio
 import gc
 import importlib
 import inspect
+import multiprocessing
+import time
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +19,7 @@ import pytest
 from tests.serving.expert_stand import chat, expert_stand
 from vllm_axion.serving import expert_engine
 from vllm_axion.serving.config import ExpertConfig
+from vllm_axion.serving.engine_metrics import ExpertSeries
 from vllm_axion.serving.engine_options import serve_parser
 from vllm_axion.serving.engine_process import ADDITIONAL_CONFIG_KEY
 from vllm_axion.serving.errors import ServingError
@@ -253,3 +256,24 @@ def test_vllm_no_longer_holds_a_tokenizer_it_was_asked_about(multimodal: bool) -
 def test_every_cache_that_is_emptied_is_still_one_of_vllms() -> None:
     for module, name in (*expert_engine._KEPT_BY, *expert_engine._KEPT_BY_MULTIMODAL):
         assert hasattr(getattr(importlib.import_module(module), name), "cache_clear"), (module, name)
+
+
+async def test_a_load_that_finds_no_room_on_the_disk_leaves_no_start_under_way(
+    parser: Any, tmp_path: Path
+) -> None:
+    run_directory = tmp_path / "gone"
+    maker = EngineFactory(parser, parser.parse_args([]), tmp_path, threads=1, run_directory=run_directory)
+    series = ExpertSeries("one")
+    with pytest.raises(OSError, match="No such file"):
+        await maker.start(ExpertSpec(config(), "org/model", 0), series, lambda stage: None)
+    # Any other child of the server would pass for the engine of a start that is still under way.
+    child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(30,))
+    child.start()
+    try:
+        assert maker.starting_pid() is None
+        maker.cancel()
+        assert child.is_alive()
+    finally:
+        child.kill()
+        child.join()
+        maker.close()

@@ -191,14 +191,19 @@ class EngineFactory:
         def stage(name: str) -> None:
             loop.call_soon_threadsafe(on_stage, name)
 
+        # vLLM leaves the names of its sockets behind: one folder a load, removed with the engine. With a full
+        # disk or no descriptor left the load ends here, before anything has begun.
+        folder = Path(tempfile.mkdtemp(dir=self._run_directory))
+        try:
+            output = EngineOutput(folder, spec.expert_id)
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         with self._start_lock:
             self._cancelled = False
             self._starting = spec.expert_id
             self._children_before = {p.pid or 0 for p in multiprocessing.active_children()}
         llm: Any = None
-        # vLLM leaves the names of its sockets behind: one folder a load, removed with the engine.
-        folder = Path(tempfile.mkdtemp(dir=self._run_directory))
-        output = EngineOutput(folder, spec.expert_id)
         try:
             args, llm, process = await loop.run_in_executor(
                 self._thread, self._start_llm, spec, series, folder, stage
