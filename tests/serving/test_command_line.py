@@ -151,6 +151,11 @@ def test_the_servers_arguments_can_be_sent_to_another_process(config: str, vllm_
             ["--data-parallel-multi-port-external-lb"],
             "--multi-model runs one engine per expert; remove --data-parallel-multi-port-external-lb",
         ),
+        (["--middleware", "a.b"], "--multi-model does not take --middleware; put a proxy in front instead"),
+        (
+            ["--allow-credentials"],
+            "--multi-model does not take --allow-credentials; set server.cors_origins instead",
+        ),
         (["--headless"], "--multi-model is itself the API server; remove --headless"),
         (["--grpc"], "--multi-model serves HTTP only; remove --grpc"),
         (["--grpc-port", "9000"], "--multi-model serves HTTP only; remove --grpc-port"),

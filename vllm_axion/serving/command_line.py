@@ -189,6 +189,16 @@ def _with_separate_config_file(flags: Sequence[str]) -> list[str]:
 
 # --- Common ---------------------------------------------------------------------------------------
 
+# Options of vLLM's server that the outer app does not have. One that protects must not be passed over.
+_NOT_TAKEN = {
+    "middleware": "put a proxy in front instead",
+    "allow_credentials": "set server.cors_origins instead",
+    "allowed_methods": "set server.cors_origins instead",
+    "allowed_headers": "set server.cors_origins instead",
+    "enable_ssl_refresh": "restart to take a new certificate",
+    "disable_access_log_for_endpoints": "/health, /ping, /metrics and /load are not logged anyway",
+}
+
 
 def refusals(args: argparse.Namespace, parser: argparse.ArgumentParser) -> list[str]:
     """One sentence for each given flag that makes no sense for several models."""
@@ -211,6 +221,9 @@ def refusals(args: argparse.Namespace, parser: argparse.ArgumentParser) -> list[
     if args.api_server_count not in (None, 1):
         flag = f"--api-server-count {args.api_server_count}"
         faults.append(f"--multi-model is one API server for all experts; remove {flag}")
+    for dest, instead in _NOT_TAKEN.items():
+        if hasattr(args, dest) and getattr(args, dest) != parser.get_default(dest):
+            faults.append(f"--multi-model does not take {_flag(parser, dest)}; {instead}")
     if args.served_model_name:
         faults.append("--multi-model names each model by its expert_id; remove --served-model-name")
     return faults
