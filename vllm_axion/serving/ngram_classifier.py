@@ -24,6 +24,7 @@ from vllm_axion.serving.ngram_features import (
     COLUMNS,
     CONTEXT,
     COUNTS,
+    GRAM_BUCKETS,
     HEAD_CHARS,
     SHAPES,
     START,
@@ -49,7 +50,7 @@ _NONE = np.empty(0, np.int64)
 class Sums:
     """What has been read so far, as sums."""
 
-    scores: Ints  # [domains + 1]: of the distinct n-grams, and last the square of their length
+    scores: Ints  # [2, domains + 1]: of distinct character and word n-grams; last the square of their length
     counts: Ints  # in the order of COUNTS
     language: Ints  # [5]: log chances of 3-grams in Spanish, in English, elsewhere, at home; how many
 
@@ -58,7 +59,7 @@ class Sums:
 
 
 def nothing(domains: int) -> Sums:
-    return Sums(np.zeros(domains + 1, np.int64), np.zeros(len(COUNTS), np.int64), np.zeros(5, np.int64))
+    return Sums(np.zeros((2, domains + 1), np.int64), np.zeros(len(COUNTS), np.int64), np.zeros(5, np.int64))
 
 
 def language_sums(read: Pieces, table: NDArray[np.int16]) -> Ints:
@@ -171,14 +172,20 @@ class NgramClassifier:
         return sums
 
     def scored(self, columns: Ints) -> Ints:
-        """Sums of scores of n-grams."""
+        """Sums of scores of n-grams, in ascending order."""
+        found = self.model.weights[columns]
+        words = int(np.searchsorted(columns, GRAM_BUCKETS))
         # Not a BLAS call: its threads would wait for cores that engines hold.
-        return np.asarray(self.model.weights[columns].sum(axis=0, dtype=np.int64))
+        return np.stack(
+            [found[:words].sum(axis=0, dtype=np.int64), found[words:].sum(axis=0, dtype=np.int64)]
+        )
 
     def first_stage(self, scores: Ints) -> Floats:
-        """Logits of the n-grams alone."""
-        length = np.sqrt(max(float(scores[-1]) * self.model.square_unit, 1e-9))
-        return np.asarray(scores[:-1] * (self.model.weight_unit / length) + self.model.bias)
+        """Logits of all n-grams, then of those of words alone."""
+        sums = np.stack([scores.sum(axis=0), scores[1]]).astype(np.float64)
+        length = np.sqrt(np.maximum(sums[:, -1:] * self.model.square_unit, 1e-9))
+        logits = sums[:, :-1] * (self.model.weight_unit / length) + self.model.bias
+        return np.asarray(logits).ravel()
 
     def judged(self, sums: Sums, read: tuple[Pieces, ...]) -> Judgement | None:
         """From sums to chances."""

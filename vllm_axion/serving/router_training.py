@@ -142,11 +142,14 @@ class FirstStage:
     bias: Floats
 
     def logits(self, rows: Rows, which: Ints) -> Floats:
-        out = np.empty((which.size, self.bias.size))
+        """As `NgramClassifier.first_stage`: of all n-grams, then of those of words alone."""
+        out = np.empty((which.size, 2, self.bias.size))
         for at, row in enumerate(which.tolist()):
             columns = rows.columns[rows.starts[row] : rows.starts[row + 1]]
-            out[at] = self.weights[columns].sum(axis=0) / np.sqrt(self.squares[columns].sum()) + self.bias
-        return out
+            for view, of_view in enumerate((columns, columns[columns >= GRAM_BUCKETS])):
+                length = np.sqrt(np.maximum(self.squares[of_view].sum(), 1e-9))
+                out[at, view] = self.weights[of_view].sum(axis=0) / length + self.bias
+        return out.reshape(which.size, -1)
 
 
 def column_values(rows: Rows, keep: Flags) -> Floats:
@@ -163,9 +166,9 @@ def train_first_stage(
     keep: Flags,
     domains: int,
     *,
-    epochs: int = 3,
+    epochs: int = 4,
     rate: float = 0.02,
-    drop: float = 0.3,
+    drop: float = 0.5,
     smoothing: float = 0.02,
     seed: int = 0,
 ) -> FirstStage:
