@@ -80,3 +80,34 @@ def test_bodies_that_fuzzing_found_are_bad_requests(server: RunningServer, field
         answer = client.post("/v1/chat/completions", json={**fields, "max_tokens": 1})
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["message"]
+
+
+def test_a_refused_picture_does_not_spoil_it_for_the_next_client(server: RunningServer) -> None:
+    picture = {"type": "image_url", "image_url": {"url": PIXEL}, "uuid": "seen-before"}
+
+    def body(text: str) -> dict[str, Any]:
+        content = [{"type": "text", "text": text}, picture]
+        messages = [{"role": "user", "content": content}]
+        return {"model": "gemma3_multimodal", "messages": messages, "max_tokens": 1}
+
+    with server.http() as client:
+        refused = client.post("/v1/chat/completions", json=body("far too long " * 4000))
+        assert refused.status_code == 400, refused.text
+        answer = client.post("/v1/chat/completions", json=body("What is this?"))
+        if answer.status_code == 503:
+            assert int(answer.headers["retry-after"]) == 1
+            answer = client.post("/v1/chat/completions", json=body("What is this?"))
+        assert answer.status_code == 200, answer.text
+
+
+async def test_a_request_the_engine_gave_up_may_be_sent_again() -> None:
+    from vllm.exceptions import GenerationError
+
+    async def endpoint(request: Request) -> Response:
+        raise GenerationError
+
+    app = Starlette(routes=[Route("/", endpoint)])
+    refuse_odd_content(app, "expert", lambda: False)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
+        answer = await client.get("/")
+    assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
