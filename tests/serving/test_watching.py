@@ -358,3 +358,7 @@ def test_spans_go_on_after_a_reload_and_the_last_ones_are_sent_at_the_end(
     spans = receiver.of_trace(trace_id)
     assert spans["llm_request"].parent_id == spans["axion.generate"].span_id
     assert "axion.load" in spans
+    ours = {"axion.request", "axion.route", "axion.load", "axion.generate"}
+    of_vllm = {"llm_request", "Overall Loading", "AsyncMPClient init"}
+    assert {span.name for span in receiver.spans} == ours | of_vllm
+    assert {span.service for span in receiver.spans} == {"vllm-axion"}
