@@ -117,3 +117,6 @@ def test_configured_sites_may_ask_from_a_browser_and_others_not(server: RunningS
 
     assert preflight("https://app.example").headers["access-control-allow-origin"] == "https://app.example"
     assert "access-control-allow-origin" not in preflight("https://evil.example").headers
+    answer = httpx.get(f"{server.url}/health", headers={"origin": "https://app.example"})
+    shown = answer.headers["access-control-expose-headers"]
+    assert {"x-axion-expert", "x-axion-confidence", "x-request-id"} <= set(shown.split(", "))

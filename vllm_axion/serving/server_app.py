@@ -48,6 +48,16 @@ OWN_PATHS = frozenset({*openapi.OWN_ROUTES, *_DOCS, *_ONE_ENGINE})
 
 _SSE_PING_S = 15
 
+# A browser hides all but a few headers from the page that asked, unless told otherwise.
+_HEADERS_FOR_PAGES = (
+    "x-axion-expert",
+    "x-axion-domain",
+    "x-axion-confidence",
+    "x-axion-load-ms",
+    "x-request-id",
+    "retry-after",
+)
+
 
 class ServerApp:
     """Endpoints of one server.
@@ -107,7 +117,11 @@ class ServerApp:
         app: ASGIApp = AccessControl(self._dispatch(starlette), keys, self._metrics)
         if cors_origins:
             app = CORSMiddleware(
-                app, allow_origins=list(cors_origins), allow_methods=["*"], allow_headers=["*"]
+                app,
+                allow_origins=list(cors_origins),
+                allow_methods=["*"],
+                allow_headers=["*"],
+                expose_headers=_HEADERS_FOR_PAGES,
             )
         http = HttpMetrics(RequestLog(app, enabled=self._log_requests))
         self._series.append(http)
