@@ -317,6 +317,8 @@ def test_only_what_is_pinned_stands_in_the_way_for_ever(need: int, pinned_bytes:
 def test_a_pinned_expert_does_not_stand_in_its_own_way() -> None:
     pinned = expert("p", pinned=True, need_bytes=20)
     assert can_ever_fit(20, pinned, world(pinned))
+    # Nor in that of another look at it: the manager makes its views anew each time.
+    assert can_ever_fit(20, pinned, world(replace(pinned)))
 
 
 # In every world

@@ -133,7 +133,9 @@ class Plan:
 
 def can_ever_fit(need_bytes: int, expert: ExpertView, world: World) -> bool:
     """Whether a server with nothing but its pinned experts loaded could hold this one."""
-    pinned = sum(e.held_bytes or e.need_bytes for e in world.experts if e.pinned and e is not expert)
+    pinned = sum(
+        e.held_bytes or e.need_bytes for e in world.experts if e.pinned and e.expert_id != expert.expert_id
+    )
     return need_bytes + pinned <= world.rules.allowed_bytes
 
 
