@@ -4,11 +4,17 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from vllm_axion.serving.config import MultiModelConfig
+from vllm_axion.serving.gateway import Gateway
+from vllm_axion.serving.log_stream import as_fields
+from vllm_axion.serving.metrics import ServerMetrics
 from vllm_axion.serving.request_log import RequestLog, about
 
 
@@ -78,3 +84,26 @@ async def test_a_client_that_left_before_the_answer_is_499(caplog: pytest.LogCap
 
     await RequestLog(silent)(scope, nothing, nothing)  # type: ignore[arg-type]
     assert vars(caplog.records[0])["fields"]["status"] == 499
+
+
+class _Broken:
+    """Anything the gateway is made of; asking it for something is a fault of the server."""
+
+    def match(self, scope: Scope) -> None:
+        raise RuntimeError("a fault")
+
+
+async def test_a_fault_of_the_server_is_logged_under_the_id_the_client_has(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = MultiModelConfig.from_data(
+        {"experts": [{"expert_id": "coder", "model_path": "a/b"}]}, base_dir=Path("/")
+    )
+    broken: Any = _Broken()
+    gateway = Gateway(config, broken, broken, broken, ServerMetrics({}))
+    answer = await ask(RequestLog(gateway, enabled=False), path="/v1/x%0a12:00:00 INFO forged")
+    assert answer.status_code == 500
+    assert "a fault" not in answer.text
+    (line,) = [as_fields(record) for record in caplog.records if record.levelname == "ERROR"]
+    assert line["request_id"] == answer.headers["x-request-id"]
+    assert "\n" not in line["message"]

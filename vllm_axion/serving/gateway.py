@@ -212,7 +212,9 @@ class Gateway:
             await answer.fail(error)
         except Exception:
             # `%r`: a path may hold line breaks, with which a client would write lines of the log itself.
-            logger.exception("%s %r failed", scope["method"], scope["path"][:200])
+            facts = about(scope)
+            found = {"expert": facts.get("expert"), "fields": {"request_id": facts.get("request_id")}}
+            logger.exception("%s %r failed", scope["method"], scope["path"][:200], extra=found)
             await answer.fail(ServingError("the server met an unexpected error; its log says more"))
         finally:
             self._active -= 1
