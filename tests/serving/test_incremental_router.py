@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_axion.serving.config import MultiModelConfig, preset_path
+from vllm_axion.serving.declared_examples import DeclaredExamples
 from vllm_axion.serving.incremental_router import (
     MARK_EVERY,
     STABLE_FROM_CHARS,
@@ -104,6 +105,9 @@ def test_examples_of_the_user_count_while_typing(
     router_with_examples: SemanticRouter, data: st.DataObject, text: str
 ) -> None:
     typed = IncrementalRouter(router_with_examples)
+    typed.feed(data.draw(TYPED))
+    typed.replace(typed.text[: len(typed.text) // 2])
+    typed.replace("")
     for piece in split(data, text):
         step = typed.feed(piece)
     expected = whole(router_with_examples, text)
@@ -206,6 +210,23 @@ def test_each_key_reads_its_own_character_and_each_backspace_at_most_the_way_fro
     assert _Counted.fed == 1
     typed.replace(typed.text[:-1] + "z")
     assert _Counted.fed <= 1 + TAIL_CHARS
+
+
+def test_examples_of_the_user_are_compared_with_what_is_new_not_with_the_whole_text(
+    router_with_examples: SemanticRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed = IncrementalRouter(router_with_examples)
+    products, compared = DeclaredExamples._products, []
+
+    def noted(self: DeclaredExamples, columns: Any) -> Any:
+        compared.append(columns.size)
+        return products(self, columns)
+
+    typed.feed("".join(f"palabra{n} distinta{n * n} " for n in range(100)))
+    monkeypatch.setattr(DeclaredExamples, "_products", noted)
+    for char in "otra ":
+        typed.feed(char)
+    assert 0 < sum(compared) < 2000
 
 
 def test_marks_are_bounded_however_long_the_text(router: SemanticRouter) -> None:

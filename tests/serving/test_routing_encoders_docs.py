@@ -63,7 +63,7 @@ def test_its_program_runs(page: str, tmp_path: Path) -> None:
         f"({embedding_cache.HEAD_CHARS} from its beginning, {embedding_cache.TAIL_CHARS} from its end)",
         f"{embedding_cache.DEFAULT_ENTRIES:,} of them",
         embedding_cache.FILE_NAME,
-        f"at most {ngram_features.HEAD_CHARS + ngram_features.TAIL_CHARS:,} characters are read",
+        f"first {ngram_features.HEAD_CHARS:,} and last {ngram_features.TAIL_CHARS:,} characters are read",
         f"the last multiple of {incremental_router.MARK_EVERY}",
         f"at least {incremental_router.STABLE_CONFIDENCE} sure",
         f"at least {incremental_router.STABLE_FROM_CHARS} characters",

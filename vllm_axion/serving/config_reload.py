@@ -143,8 +143,8 @@ class ConfigWatch:
 
 
 def _load(path: Path) -> MultiModelConfig:
-    """As `MultiModelConfig.load`, but keys that cannot be read any more are no fault: they were read at start,
-    where some are taken out of the environment. Raises ConfigError."""
+    """As `MultiModelConfig.load`, but keys that cannot be read any more are no fault: they were read at
+    start, where some are taken out of the environment. Raises ConfigError."""
     data, base, faults = read_data(path)
     config, more = (None, []) if data is None and faults else examine(data, base)
     faults += [fault for fault in more if config is None or not fault.path.startswith("server.api_keys[")]

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from vllm_axion.serving.ngram_classifier import Floats, Judgement, NgramClassifier, distinct, softmax
-from vllm_axion.serving.ngram_features import COLUMNS, Ints
+from vllm_axion.serving.ngram_features import COLUMNS, Ints, Pieces
 
 RIDGE = 0.3
 LEAD = 2.0  # logits by which a declared example wins its domain
@@ -23,6 +23,20 @@ UNHEARD_OF = 5.0  # logits a new domain is behind all others together before any
 GAINS = (1.0, 1.5, 2.0, 3.0, 4.0)
 MOST_STRAY = 0.01  # of the prototypes
 MOST_EXAMPLES = 2000  # of a domain
+
+
+class Shared:
+    """What a text that is still coming has in common with the examples, as far as it is settled."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.parts: list[Pieces] = []
+        self.seen = np.zeros(COLUMNS, np.bool_)
+        self.products: Floats = np.zeros(1)
+        self.square = 0.0
 
 
 class DeclaredExamples:
@@ -72,11 +86,34 @@ class DeclaredExamples:
         gain = max((g for g in GAINS if stray(g) <= MOST_STRAY), default=GAINS[0])
         self._votes: Floats = gain * votes
 
-    def chances(self, judgement: Judgement) -> Floats:
-        """Chances in the order of `domains`, sum 1."""
+    def chances(self, judgement: Judgement, shared: Shared | None = None) -> Floats:
+        """Chances in the order of `domains`, sum 1. `shared`: of a text that is still coming, what the call
+        before has summed; the result is the same but for rounding."""
         if not self._own:
             return judgement.chances
-        return softmax(self._extended(judgement) + self._similarities(_columns(judgement)) @ self._votes)
+        if shared is None:
+            similarities = self._similarities(_columns(judgement))
+        else:
+            similarities = self._continued(judgement, shared)
+        return softmax(self._extended(judgement) + similarities @ self._votes)
+
+    def _continued(self, judgement: Judgement, shared: Shared) -> Floats:
+        settled = judgement.read[:-2]  # later text may still change the last two
+        known = len(shared.parts)
+        if known > len(settled) or any(a is not b for a, b in zip(shared.parts, settled, strict=False)):
+            shared.clear()
+            known = 0
+        for part in settled[known:]:
+            new = distinct(part.columns)
+            new = new[~shared.seen[new]]
+            shared.seen[new] = True
+            shared.products = shared.products + self._products(new)
+            shared.square += float(np.square(self._values[new]).sum())
+            shared.parts.append(part)
+        still_open = distinct(np.concatenate([part.columns for part in judgement.read[-2:]]))
+        still_open = still_open[~shared.seen[still_open]]
+        square = shared.square + float(np.square(self._values[still_open]).sum())
+        return np.asarray((shared.products + self._products(still_open)) / (np.sqrt(square) or 1.0))
 
     def _extended(self, judgement: Judgement) -> Floats:
         """Logits, with those of new domains far behind."""
@@ -89,12 +126,16 @@ class DeclaredExamples:
         return np.asarray(values / (np.linalg.norm(values) or 1.0))
 
     def _similarities(self, columns: Ints) -> Floats:
-        """Cosines with every example, through the postings of the given columns only."""
+        """Cosines with every example."""
+        return np.asarray(self._products(columns) / (np.linalg.norm(self._values[columns]) or 1.0))
+
+    def _products(self, columns: Ints) -> Floats:
+        """Inner products with every example, through the postings of the given columns only."""
         starts = self._starts[columns]
         lengths = self._starts[columns + 1] - starts
         before = np.cumsum(lengths) - lengths
         postings = np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
-        products = self._row_values[postings] * np.repeat(self._unit(columns), lengths)
+        products = self._row_values[postings] * np.repeat(self._values[columns], lengths)
         rows = int(self._rows.max()) + 1
         return np.bincount(self._rows[postings], products, minlength=rows).astype(np.float64, copy=False)
 

@@ -12,9 +12,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vllm_axion.serving.declared_examples import Shared
 from vllm_axion.serving.ngram_classifier import TextAccumulator
 from vllm_axion.serving.ngram_features import HEAD_CHARS, TAIL_CHARS
-from vllm_axion.serving.semantic_router import Route, SemanticRouter, user_turns
+from vllm_axion.serving.semantic_router import Known, Route, SemanticRouter, user_turns
 
 MARK_EVERY = 128
 STABLE_CONFIDENCE = 0.8
@@ -63,6 +64,7 @@ class IncrementalRouter:
         """Begin a new text after the same history."""
         self._text = ""
         self._so_far = self._router.classifier.accumulator()
+        self._shared = Shared()
         self._marks: list[tuple[int, TextAccumulator]] = []
         self._expert: str | None = None
         self._agrees_from = 0
@@ -112,8 +114,7 @@ class IncrementalRouter:
             self._messages(),
             loaded=self.loaded,
             usable=self.usable,
-            judgement=judgement,
-            earlier=self._earlier,
+            known=Known(judgement, self._shared, self._earlier),
         )
         if route.expert_id != self._expert or route.abstained:
             self._expert, self._agrees_from = route.expert_id, before

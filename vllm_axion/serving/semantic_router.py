@@ -12,12 +12,12 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from vllm_axion.serving.declared_examples import DeclaredExamples
+from vllm_axion.serving.declared_examples import DeclaredExamples, Shared
 from vllm_axion.serving.ngram_classifier import Floats, Judgement, NgramClassifier
 from vllm_axion.serving.ngram_features import HEAD_CHARS, TAIL_CHARS
 from vllm_axion.serving.router_model import shipped_model
@@ -94,14 +94,23 @@ class Route:
 
 
 @dataclass(frozen=True)
+class Known:
+    """What a caller who reads a text as it comes has judged already: the last user turn (`judgement`), what
+    it has in common with declared examples (`shared`), and turns before it, by their text (`earlier`)."""
+
+    judgement: Judgement | None = None
+    shared: Shared | None = None
+    earlier: Mapping[str, Judgement | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class _Asked:
     """What `SemanticRouter.route` was asked about."""
 
     messages: Any
     loaded: frozenset[str]
     content: Mapping[str, float] | None
-    judgement: Judgement | None
-    earlier: Mapping[str, Judgement | None]
+    known: Known
 
 
 @dataclass(frozen=True)
@@ -141,19 +150,18 @@ class SemanticRouter:
         usable: Collection[str] | None = None,
         context: Mapping[str, int] | None = None,
         content: Mapping[str, float] | None = None,
-        judgement: Judgement | None = None,
-        earlier: Mapping[str, Judgement | None] | None = None,
+        known: Known | None = None,
     ) -> Route:
         """Choose an expert for chat messages (a plain prompt is one user message).
 
         `loaded` are the ids of experts in memory; `usable` those that may be chosen (None, or none of ours:
-        all); `context` the tokens an expert takes, where that is not its `max_model_len`. `judgement` is what
-        the classifier thinks of the last user turn, `earlier` of turns before it by their text, for callers
-        that know; `content` another encoder's probabilities of the last, to be taken in place of the built-in
-        classifier's. Never raises on odd content; what cannot be judged is abstained from."""
+        all); `context` the tokens an expert takes, where that is not its `max_model_len`; `content` another
+        encoder's probabilities of the last user turn, to be taken in place of the built-in classifier's;
+        `known` what the caller has judged already. Never raises on odd content; what cannot be judged is
+        abstained from."""
         began = time.perf_counter()
         experts = [e for e in self._experts if usable is None or e.expert_id in usable] or list(self._experts)
-        asked = _Asked(messages, frozenset(loaded), content, judgement, earlier or {})
+        asked = _Asked(messages, frozenset(loaded), content, known or Known())
         route = self._choose(asked, experts, context or {})
         return replace(route, ms=(time.perf_counter() - began) * 1000.0)
 
@@ -244,16 +252,20 @@ class SemanticRouter:
         turns = user_turns(asked.messages)
         for position, turn in enumerate(turns):
             is_last = position == len(turns) - 1
-            if is_last and asked.judgement:
-                judged: Judgement | None = asked.judgement
+            known = asked.known
+            if is_last and known.judgement:
+                judged: Judgement | None = known.judgement
+            elif turn in known.earlier and not is_last:
+                judged = known.earlier[turn]
             else:
-                known = turn in asked.earlier and not is_last
-                judged = asked.earlier[turn] if known else self.classifier.judge(turn)
+                judged = self.classifier.judge(turn)
             if judged is None:
                 # An emoji after a question is a follow-up; alone it says nothing.
                 talk = replace(talk, how=FOLLOW_UP) if talk and position else talk
                 continue
-            chances = judged.chances if self._declared is None else self._declared.chances(judged)
+            chances = judged.chances
+            if self._declared is not None:
+                chances = self._declared.chances(judged, known.shared if is_last else None)
             if is_last and asked.content is not None:
                 chances = np.array([asked.content.get(domain, 0.0) for domain in self.domains])
             alone = _Opinion(chances, judged, "content of the user's message")
