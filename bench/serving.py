@@ -36,6 +36,7 @@ from bench.plots import figure_of_bars
 from bench.server_process import Server, ServerProcess, serving, write_config
 from bench.streams import Streams
 from vllm_axion.demo_models import EXPERT_IDS, make_demo_models
+from vllm_axion.serving.machine_memory import process_memory
 
 RESULT = RESULTS / "serving.json"
 PAGE = ROOT / "docs" / "performance.md"
@@ -134,11 +135,18 @@ def _expert_memory(server: Server) -> Figures:
         "overhead_bytes_per_expert": round(overhead),
         "memory": {
             "experts_pss": held,
+            "experts_private": {name: _private(server.stats(name)["pid"]) for name in EXPERT_IDS},
             "template_pss": template,
             "api_pss": pss(server.process.pid),
             "weights_and_kv": known,
         },
     }
+
+
+def _private(pid: int) -> int:
+    """Bytes no other process shares."""
+    memory = process_memory(pid)
+    return memory.rss - memory.shared
 
 
 def added_latency(config: Path, sizes: Sizes) -> Figures:
