@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-SOURCE_SUFFIXES = {".py", ".pyi", ".json", ".typed"}
+SOURCE_SUFFIXES = {".py", ".pyi", ".json", ".typed", ".safetensors", ".tsv"}
 
 
 @pytest.fixture(scope="module")
