@@ -136,12 +136,16 @@ async def expert_stand(
 
 
 def engine_processes() -> list[psutil.Process]:
-    """Engines started by this process: what the fork server has forked and is not a zombie."""
+    """Engines started by this process: what its own fork server has forked and is not a zombie.
+
+    Servers that other tests have started are below this process too, each with a fork server of its own.
+    """
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             parent = process.parent()
-            forked = parent is not None and "forkserver" in " ".join(parent.cmdline())
+            ours = parent is not None and parent.ppid() == os.getpid()
+            forked = ours and "forkserver" in " ".join(parent.cmdline() if parent else ())
             if forked and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found

@@ -10,22 +10,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import re
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.types import Message, Receive, Scope, Send
+from starlette.datastructures import Headers
+from starlette.types import Receive, Scope, Send
 
+from vllm_axion.serving.answer import Answer, Choice, ClientMessages, engine_ended
 from vllm_axion.serving.config import MultiModelConfig
 from vllm_axion.serving.errors import (
+    BadRequestError,
     BodyTooLargeError,
-    CannotLoadNowError,
     QueueFullError,
+    RouteNotFoundError,
     ServingError,
 )
 from vllm_axion.serving.expert_slot import Lease
@@ -33,7 +35,7 @@ from vllm_axion.serving.lazy_expert_manager import LazyExpertManager
 from vllm_axion.serving.media_policy import check_media, may_name_media
 from vllm_axion.serving.metrics import HowChosen, ServerMetrics
 from vllm_axion.serving.request_body import RequestBody, parse_body, query_model
-from vllm_axion.serving.request_log import about
+from vllm_axion.serving.request_log import about, shortened
 from vllm_axion.serving.route_catalog import RouteCatalog, route_path
 from vllm_axion.serving.semantic_router import Route
 from vllm_axion.serving.staged_router import Routed, StagedRouter
@@ -45,6 +47,10 @@ EARLY_STREAM_AFTER_S = 5.0
 """A stream whose expert is still loading after this long is answered 200 and kept alive by comments."""
 
 COMMENT_EVERY_S = 5.0
+BODY_STALLS_AFTER_S = 30.0
+"""A client that sends nothing of its body for this long is answered 400."""
+
+_BODIES_AT_ONCE = 32  # as many of the largest allowed size; usual ones are a thousandth of it
 _CLIENT_GONE = 499
 _RESPONSE_ID = re.compile(rb'"id"\s*:\s*"(resp_[A-Za-z0-9_-]{1,128})"')
 _RESPONSE_PATH = re.compile(r"^/v1/responses/([^/]+)(?:/cancel)?$")
@@ -57,16 +63,6 @@ _POOLING_PATHS = frozenset(
     {"/v1/embeddings", "/v2/embed", "/pooling", "/classify", "/score", "/v1/score"}
     | {"/rerank", "/v1/rerank", "/v2/rerank"}
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """The expert a request goes to, and how sure that is."""
-
-    expert_id: str
-    domain: str
-    confidence: float
-    how: HowChosen
 
 
 class ClientGoneError(Exception):
@@ -95,6 +91,7 @@ class Gateway:
         self._metrics = metrics
         self._answered_by: OrderedDict[str, str] = OrderedDict()
         self._active = 0
+        self._held_bytes = 0
         self._routes = 0
         self._abstentions = 0
         self._route_seconds = 0.0
@@ -163,6 +160,8 @@ class Gateway:
             match = _RESPONSE_PATH.match(path)
             earlier = match[1] if match else body.data.get("previous_response_id")
             named = self._answered_by.get(earlier) if isinstance(earlier, str) else None
+            if match and named is None:  # no expert knows it: none need be loaded to say so
+                raise RouteNotFoundError(f"there is no response {match[1][:100]!r} on this server")
         if named is not None:
             slot = self._manager.slot(named)
             self._manager.observe(slot.expert_id, None, 0.0)
@@ -185,7 +184,13 @@ class Gateway:
     # HTTP
 
     async def _serve_http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = _Answer(send)
+        with self._room_for_body() as account:
+            await self._serve_request(scope, receive, send, account)
+
+    async def _serve_request(
+        self, scope: Scope, receive: Receive, send: Send, account: Callable[[int], None]
+    ) -> None:
+        answer = Answer(send)
         choice: Choice | None = None
         trace = self._tracing.request(scope)
         self._active += 1
@@ -197,7 +202,7 @@ class Gateway:
                     f"{self._limits.max_concurrent_requests} requests are already under way", retry_after_s=1
                 )
             headers = Headers(scope=scope)
-            raw = await self._read_body(headers, receive)
+            raw = await self._read_body(headers, receive, account)
             body = parse_body(raw, headers.get("content-type", ""), scope.get("query_string", b""))
             if may_name_media(body.raw):
                 check_media(body.data, self._media_domains)
@@ -234,9 +239,31 @@ class Gateway:
             "body_bytes": len(body.raw),
         }
         if self._log_prompts:
-            facts["prompt"] = list(body.messages())
+            facts["prompt"] = shortened(body.messages())
 
-    async def _read_body(self, headers: Headers, receive: Receive) -> bytes:
+    @contextmanager
+    def _room_for_body(self) -> Iterator[Callable[[int], None]]:
+        """A function that accounts for so many bytes more of one request's body, until the request ends.
+
+        One body has a limit of its own; this one is for all together, so that many clients with large
+        bodies cannot fill the memory. Raises QueueFullError.
+        """
+        mine = 0
+
+        def account(size: int) -> None:
+            nonlocal mine
+            mine += size
+            self._held_bytes += size
+            if self._held_bytes > _BODIES_AT_ONCE * self._limits.max_body_bytes:
+                self._metrics.request_rejected("queue_full")
+                raise QueueFullError("too many large requests are under way", retry_after_s=5)
+
+        try:
+            yield account
+        finally:
+            self._held_bytes -= mine
+
+    async def _read_body(self, headers: Headers, receive: Receive, account: Callable[[int], None]) -> bytes:
         limit = self._limits.max_body_bytes
         declared = headers.get("content-length", "")
         too_large = BodyTooLargeError(f"the body is over the limit of {limit} bytes")
@@ -246,10 +273,17 @@ class Gateway:
         parts: list[bytes] = []
         size = 0
         while True:
-            message = await receive()
+            try:
+                async with asyncio.timeout(BODY_STALLS_AFTER_S):
+                    message = await receive()
+            except TimeoutError:
+                raise BadRequestError(
+                    f"the rest of the body did not come for {BODY_STALLS_AFTER_S:.0f} s"
+                ) from None
             if message["type"] == "http.disconnect":
                 raise ClientGoneError
             part = message.get("body", b"")
+            account(len(part))
             size += len(part)
             if size > limit:
                 self._metrics.request_rejected("body_too_large")
@@ -262,12 +296,12 @@ class Gateway:
         self,
         scope: Scope,
         receive: Receive,
-        answer: _Answer,
+        answer: Answer,
         body: RequestBody,
         choice: Choice,
         trace: RequestTrace,
     ) -> None:
-        client = _Client(receive, body.with_model(choice.expert_id))
+        client = ClientMessages(receive, body.with_model(choice.expert_id))
         lease = self._manager.try_acquire(choice.expert_id)
         try:
             if lease is None:
@@ -285,7 +319,7 @@ class Gateway:
                 except Exception:
                     if lease.engine.process.is_alive():
                         raise
-                    raise _engine_ended(choice.expert_id) from None
+                    raise engine_ended(choice.expert_id) from None
                 await answer.finish()
             scope["route"] = inner.get("route")
         finally:
@@ -294,7 +328,7 @@ class Gateway:
             client.close()
 
     async def _wait_for_lease(
-        self, client: _Client, answer: _Answer, body: RequestBody, choice: Choice, path: str
+        self, client: ClientMessages, answer: Answer, body: RequestBody, choice: Choice, path: str
     ) -> Lease:
         waiting = asyncio.ensure_future(self._manager.acquire(choice.expert_id))
         leaving = client.watch()
@@ -340,190 +374,6 @@ class Gateway:
                 await lease.engine.app(dict(scope), receive, send)
         except ServingError as error:
             await send({"type": "websocket.close", "code": 1013, "reason": error.message[:120]})
-
-
-class _Client:
-    """``receive`` of the inner app: the body that was read already, then whatever the client does next."""
-
-    def __init__(self, receive: Receive, body: bytes) -> None:
-        self.body = body
-        self._receive = receive
-        self._sent = False
-        self._watch: asyncio.Task[Message] | None = None
-
-    async def __call__(self) -> Message:
-        if not self._sent:
-            self._sent = True
-            return {"type": "http.request", "body": self.body, "more_body": False}
-        return await (self._receive() if self._watch is None else asyncio.shield(self._watch))
-
-    def watch(self) -> asyncio.Task[Message]:
-        """A task that ends when the client leaves: after its body a client has nothing else to say."""
-
-        async def receive() -> Message:
-            return await self._receive()
-
-        self._watch = asyncio.create_task(receive())
-        return self._watch
-
-    def close(self) -> None:
-        """Stop watching."""
-        if self._watch is not None:
-            self._watch.cancel()
-
-
-class _Answer:
-    """``send`` of the inner app: adds our headers, and can begin a stream before there is an app to fill
-    it.
-    """
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self.status = 0
-        self.on_first_body: Any = None
-        self._headers: dict[str, str] = {}
-        self._lease: Lease | None = None
-        self._choice: Choice | None = None
-        self._early_chunk: str | None = None
-        self._early = False
-        self._is_event_stream = False
-        self._inner_failed: bytearray | None = None
-        self._replaced_by: ServingError | None = None
-        self._finished = False
-
-    def annotate(self, choice: Choice) -> None:
-        """The headers every answer of an expert carries."""
-        self._choice = choice
-        self._headers |= {
-            "x-axion-expert": choice.expert_id,
-            "x-axion-domain": choice.domain,
-            "x-axion-confidence": f"{choice.confidence:.3f}",
-        }
-
-    def loaded(self, lease: Lease) -> None:
-        """The expert is there; what it took goes into a header, or into the stream if that has begun."""
-        self._lease = lease
-        self._headers["x-axion-load-ms"] = str(round(lease.waited_s * 1000))
-
-    async def keep_alive(self, comment: str, chunk_object: str | None) -> None:
-        """An SSE comment; begins the stream if nothing was sent yet."""
-        if not self._early:
-            self._early, self._early_chunk, self.status = True, chunk_object, 200
-            self._is_event_stream = True
-            headers = {
-                "content-type": "text/event-stream; charset=utf-8",
-                "cache-control": "no-cache",
-                **self._headers,
-            }
-            await self._send(
-                {"type": "http.response.start", "status": 200, "headers": _encode_headers(headers)}
-            )
-        await self._event(f": {comment}\n\n")
-
-    async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            await self._start(message)
-        elif message["type"] == "http.response.body":
-            await self._body(message)
-        else:
-            await self._send(message)
-
-    async def _start(self, message: Message) -> None:
-        status = message["status"]
-        if self._early:
-            if status == 200:
-                await self._event(self._load_event())
-            else:
-                self._inner_failed = bytearray()
-            return
-        if status >= 500 and self._lease is not None and not self._lease.engine.process.is_alive():
-            # Not raised: this is called from inside the inner app, whose own handlers would answer in its
-            # place.
-            self._replaced_by = _engine_ended(self._lease.slot.expert_id)
-            return
-        self.status = status
-        headers = MutableHeaders(raw=list(message.get("headers", [])))
-        self._is_event_stream = headers.get("content-type", "").startswith("text/event-stream")
-        for name, value in self._headers.items():
-            headers[name] = value
-        await self._send({**message, "headers": headers.raw})
-
-    async def _body(self, message: Message) -> None:
-        if self._replaced_by is not None:
-            return
-        more = message.get("more_body", False)
-        if self.on_first_body is not None and message.get("body"):
-            self.on_first_body(message["body"])
-            self.on_first_body = None
-        if self._inner_failed is not None:
-            self._inner_failed += message.get("body", b"")
-            if more:
-                return
-            await self._event(_as_error_event(bytes(self._inner_failed)), more=False)
-            self._finished = True
-            return
-        self._finished = not more
-        await self._send(message)
-
-    async def fail(self, error: ServingError) -> None:
-        """Answer with an error: as a response, or as the last event of a stream that has begun."""
-        if not self.status:
-            self.status = error.status
-            body = error.body_bytes()
-            headers = {**self._headers, **error.headers(), "content-length": str(len(body))}
-            start = {
-                "type": "http.response.start",
-                "status": error.status,
-                "headers": _encode_headers(headers),
-            }
-            await self._send(start)
-            await self._send({"type": "http.response.body", "body": body})
-        elif self._is_event_stream and not self._finished:  # of anything else the client sees the end missing
-            await self._event(_as_error_event(error.body_bytes()), more=False)
-        self._finished = True
-
-    async def finish(self) -> None:
-        """The inner app has returned; one that forgot to end its answer must not leave the client hanging."""
-        if self._replaced_by is not None:
-            await self.fail(self._replaced_by)
-        elif self.status and not self._finished:
-            self._finished = True
-            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    def _load_event(self) -> str:
-        load_ms = self._headers.get("x-axion-load-ms", "0")
-        if self._early_chunk is None or self._choice is None:
-            return f": x-axion-load-ms {load_ms}\n\n"
-        chunk = {
-            "id": "axion-load",
-            "object": self._early_chunk,
-            "created": int(time.time()),
-            "model": self._choice.expert_id,
-            "choices": [],
-            "axion": {"load_ms": int(load_ms)},
-        }
-        return f"data: {json.dumps(chunk)}\n\n"
-
-    async def _event(self, text: str, *, more: bool = True) -> None:
-        await self._send({"type": "http.response.body", "body": text.encode(), "more_body": more})
-
-
-def _engine_ended(expert_id: str) -> ServingError:
-    return CannotLoadNowError(f"the engine of {expert_id} ended unexpectedly; try again", retry_after_s=1)
-
-
-def _as_error_event(body: bytes) -> str:
-    try:
-        data = json.loads(body)
-    except ValueError:
-        data = {}
-    if not isinstance(data, dict) or "error" not in data:
-        data = ServingError("the expert answered with an error").body()
-    return f"data: {json.dumps(data)}\n\ndata: [DONE]\n\n"
-
-
-def _encode_headers(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
-    return [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in headers.items()]
 
 
 def _with_length(scope: Scope, body: bytes) -> list[tuple[bytes, bytes]]:

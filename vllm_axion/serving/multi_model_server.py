@@ -57,6 +57,8 @@ from vllm_axion.serving.tracing import Tracing, start_tracing
 
 logger = logging.getLogger("vllm_axion.server")
 
+_POOL_RESTS_S = 3.0
+
 
 def run(config_path: str, args: argparse.Namespace) -> NoReturn:
     """Serve the experts of a configuration file until SIGTERM or Ctrl-C.
@@ -86,7 +88,8 @@ def run(config_path: str, args: argparse.Namespace) -> NoReturn:
         raise SystemExit(1) from None
     allow_many_connections()
     known = architectures(config)
-    console.print(f"vllm-axion {__version__}: {len(config.experts)} experts from {config_path}", markup=False)
+    many = "expert" if len(config.experts) == 1 else "experts"
+    console.print(f"vllm-axion {__version__}: {len(config.experts)} {many} from {config_path}", markup=False)
     for notice in not_in_this_build(config):
         console.print(f"  note: {notice}", markup=False)
     if not keys and (args.host or "") not in ("127.0.0.1", "localhost", "::1") and not args.uds:
@@ -244,12 +247,16 @@ def engine_threads(cores: int) -> int:
 
 
 async def _greet(manager: LazyExpertManager, args: argparse.Namespace, console: Console) -> None:
-    """When the warm pool is loaded, say so and show what to type."""
+    """When the warm pool is loaded, as far as it fits, say so and show what to type."""
     pool = [s for s in manager.views() if s.warm or s.config.pinned]
     async with manager.events.listen(pool) as changes:
         while any(s.state in (State.UNLOADED, State.LOADING) and not s.held_down for s in pool):
-            if await changes.get() is None:
-                return
+            try:
+                if await asyncio.wait_for(changes.get(), _POOL_RESTS_S) is None:
+                    return
+            except TimeoutError:
+                if not any(s.state is State.LOADING for s in pool):
+                    break  # what is left has no room
     scheme = "https" if args.ssl_certfile else "http"
     host = args.host if args.host not in ("0.0.0.0", "::", None) else "127.0.0.1"  # noqa: S104
     shown = f"[{host}]" if ":" in host else host

@@ -7,6 +7,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -16,6 +17,8 @@ logger = logging.getLogger("vllm_axion.requests")
 
 _SOUND_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _CLIENT_GONE = 499
+_LONGEST_TEXT = 2000
+_MOST_ITEMS = 20
 # Asked every few seconds by machines: logged only where somebody wants everything.
 _QUIET_PATHS = frozenset({"/health", "/ping", "/metrics", "/load"})
 
@@ -73,6 +76,17 @@ class RequestLog:
                 "fields": {"method": scope["method"], "path": scope["path"][:200], **facts},
             },
         )
+
+
+def shortened(value: Any) -> Any:
+    """``value`` for a log line: of long texts (an image is one of megabytes) only the beginning."""
+    if isinstance(value, str):
+        return value if len(value) <= _LONGEST_TEXT else f"{value[:_LONGEST_TEXT]}… ({len(value)} characters)"
+    if isinstance(value, Mapping):
+        return {str(key)[:100]: shortened(item) for key, item in list(value.items())[:_MOST_ITEMS]}
+    if isinstance(value, list | tuple):
+        return [shortened(item) for item in value[-_MOST_ITEMS:]]
+    return value
 
 
 def about(scope: Scope) -> dict[str, Any]:
