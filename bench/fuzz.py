@@ -43,6 +43,7 @@ BATCH = 500
 CONCURRENCY = 16
 ANSWER_WITHIN_S = 30.0
 
+_JSON = {"content-type": "application/json"}
 _LEAK = re.compile(r"Traceback \(most recent|site-packages|\.py\", line \d")
 _STREAM_ERROR = re.compile(r'^data: .*"error": ?\{.*"code": ?5\d\d', re.MULTILINE)
 
@@ -123,9 +124,11 @@ async def _send(client: httpx.AsyncClient, case: Case, tally: Tally) -> None:
     status, text, fault = 0, "", None
     try:
         async with asyncio.timeout(ANSWER_WITHIN_S):
-            answer = await client.post(
-                case.path, content=case.body, headers={"content-type": "application/json"}
-            )
+            try:
+                answer = await client.post(case.path, content=case.body, headers=_JSON)
+            except (httpx.ReadError, httpx.RemoteProtocolError):
+                # The server may close an idle connection just when it is used again: once is no fault.
+                answer = await client.post(case.path, content=case.body, headers=_JSON)
         status, text = answer.status_code, answer.text
         fault = fault_of(status, answer.headers, text)
     except (TimeoutError, httpx.TimeoutException):
