@@ -70,7 +70,8 @@ def language_sums(read: Pieces, table: NDArray[np.int16]) -> Ints:
         return sums
     found = table[read.triples].astype(np.int64)
     sums[:3] = found.sum(axis=0)
-    begins = np.flatnonzero(np.diff(read.triple_word, prepend=-1))
+    words = read.triple_word
+    begins = np.concatenate(([0], np.flatnonzero(words[1:] != words[:-1]) + 1))
     sums[3] = np.add.reduceat(found[:, :2], begins, axis=0).max(axis=1).sum()
     sums[4] = read.triples.size
     return sums
@@ -202,8 +203,8 @@ class NgramClassifier:
         spoken: dict[str, float] = {}
         here = self.domains.index(domain)
         for part in judgement.read:
-            said = self.model.weights[part.columns, : len(self.domains)].astype(np.float64)
-            lead = said[:, here] - said.mean(axis=1)
+            said = self.model.weights[part.columns][:, : len(self.domains)].astype(np.int64)
+            lead = said[:, here] * len(self.domains) - said.sum(axis=1)
             by_token = np.bincount(part.token_of, lead, minlength=len(part.tokens))
             for token, weight in zip(part.tokens, by_token.tolist(), strict=True):
                 if weight > 0.0 and token[0].isalpha():

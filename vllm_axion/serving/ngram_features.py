@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vllm_axion.serving.language_signal import ENGLISH_WORDS, SPANISH_WORDS
-from vllm_axion.serving.router_lexicon import CONCEPTS, concepts_of_word, phrases_opened_by, strip_accents
+from vllm_axion.serving.router_lexicon import CONCEPTS, PHRASES, concepts_of_word, strip_accents
 
 HEAD_CHARS, TAIL_CHARS = 3072, 1024
 CHUNK_CHARS = (
@@ -60,7 +60,8 @@ _CONCEPT = AT[CONCEPTS[0]]
 
 _PRIME = np.uint32(0x01000193)
 _POWERS = np.cumprod(np.array([1] + [0x01000193] * 4095, np.uint32), dtype=np.uint32)
-_HOME_LETTERS = np.array([ord(char) for char in "áéíóúüñªº"], np.uint32)
+_IS_HOME_LETTER = np.zeros(0x101, np.bool_)
+_IS_HOME_LETTER[[ord(char) for char in "áéíóúüñªº"]] = True
 
 
 @dataclass(frozen=True)
@@ -112,14 +113,21 @@ def tokens(text: str) -> list[str]:
     return [("\n" if len(t) == 1 else "\n\t") if t[0] == "\n" else t for t in found]
 
 
-def _mixed(hashes: NDArray[np.uint32], seed: int, buckets: int) -> Ints:
-    h = hashes ^ np.uint32(seed * 0x9E3779B1 & 0xFFFFFFFF)
+# The kinds of n-grams, each with a salt of its own: by length in characters, whole words, pairs, threes, and
+# pairs over a gap; and 3-grams once more for telling languages apart.
+_GRAM_SALTS = np.array([n * 0x9E3779B1 & 0xFFFFFFFF for n in range(1, LONGEST_GRAM + 1)], np.uint32)
+_WORD_SALTS = np.array([n * 0x9E3779B1 & 0xFFFFFFFF for n in (11, 12, 13, 14)], np.uint32)
+_TRIPLE_SALT = np.uint32(31 * 0x9E3779B1 & 0xFFFFFFFF) ^ _GRAM_SALTS[2]
+
+
+def _mixed(h: NDArray[np.uint32]) -> Ints:
+    """Spreads the bits of hashes, in place (the finaliser of MurmurHash3)."""
     h ^= h >> np.uint32(15)
     h *= np.uint32(0x85EBCA6B)
     h ^= h >> np.uint32(13)
     h *= np.uint32(0xC2B2AE35)
     h ^= h >> np.uint32(16)
-    return (h & np.uint32(buckets - 1)).astype(np.int64)
+    return h.astype(np.int64)
 
 
 def pieces(text: str, before: Sequence[str] = START) -> Pieces:
@@ -135,8 +143,8 @@ def pieces(text: str, before: Sequence[str] = START) -> Pieces:
     known = [_known_word(token) for token in found]
     adds = [place for _, _, places in known for place in places]
     sequence = [*(strip_accents(token) or token for token in before), *(plain for plain, _, _ in known)]
-    for place in range(len(sequence)):
-        for concept, phrase in phrases_opened_by(sequence[place]):
+    for place, token in enumerate(sequence):
+        for concept, phrase in PHRASES.get(token, ()):
             end = place + len(phrase)
             if CONTEXT < end <= len(sequence) and _is_phrase(sequence[place:end], phrase):
                 adds.append(_CONCEPT + concept)
@@ -144,9 +152,11 @@ def pieces(text: str, before: Sequence[str] = START) -> Pieces:
 
     # One array of code points: the tokens in order, then again those that bear accents, with them.
     accented = [place for place, (plain, _, _) in enumerate(known) if plain != found[place]]
-    is_word = np.array([*(False for _ in before), *(word for _, word, _ in known)], bool)
-    owner = np.concatenate((np.arange(-CONTEXT, len(found)), np.array(accented, np.int64)))
-    is_word = np.concatenate((is_word, is_word[CONTEXT:][accented]))
+    owner = np.array([*range(-CONTEXT, len(found)), *accented], np.int64)
+    is_word = np.array(
+        [*(False for _ in before), *(word for _, word, _ in known), *(known[place][1] for place in accented)],
+        np.bool_,
+    )
     joined = " " + " ".join([*sequence, *(found[place] for place in accented)]) + " "
     points = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32)
     blank = points == 32
@@ -155,45 +165,42 @@ def pieces(text: str, before: Sequence[str] = START) -> Pieces:
     offset = int(begins[CONTEXT])
     inside = blanks_to - 1
     inside[-1] = inside[-2]
-    letters = is_word[inside] & ~blank
-    _count_letters(points[offset:], letters[offset:], counts)
+    _count_letters(points[offset:], (is_word[inside] & ~blank)[offset:], counts)
 
-    columns: list[Ints] = []
-    token_of: list[Ints] = []
-    triples = triple_word = np.empty(0, np.int64)
-    h = np.zeros(points.size, np.uint32)
-    for n in range(1, LONGEST_GRAM + 1):
-        size = points.size - n + 1
-        if size <= offset:
-            break
-        h = h[:size] * _PRIME + points[n - 1 :]
-        if n == 1:
-            valid = ~blank
-        else:
-            valid = blanks_to[n - 2 : n - 2 + size] == blanks_to[:size]
-        valid[:offset] = False
-        places = np.flatnonzero(valid)
-        hashes = h[places]
-        columns.append(_mixed(hashes, n, GRAM_BUCKETS))
-        token_of.append(owner[inside[places]])
-        if n == 3:
-            of_words = is_word[inside[places]]
-            triples = _mixed(hashes[of_words], 31, TRIPLE_BUCKETS)
-            triple_word = inside[places][of_words]
-    word_hashes = _word_hashes(points, blank, begins)
-    # Whole words, with and without accents; then pairs, triples and pairs over a gap, without accents.
-    columns.append(GRAM_BUCKETS + _mixed(word_hashes[CONTEXT:], 11, WORD_BUCKETS))
-    token_of.append(owner[CONTEXT:])
-    in_order = word_hashes[: len(sequence)]
+    size = points.size
+    hashes = np.zeros((LONGEST_GRAM, size), np.uint32)
+    valid = np.zeros((LONGEST_GRAM, size), np.bool_)
+    hashes[0] = points
+    valid[0] = ~blank
+    for n in range(1, min(LONGEST_GRAM, size)):
+        np.multiply(hashes[n - 1, : size - n], _PRIME, out=hashes[n, : size - n])
+        hashes[n, : size - n] += points[n:]
+        # Blanks stand only at either end of a gram: none spans two tokens.
+        np.equal(blanks_to[n - 1 : size - 1], blanks_to[: size - n], out=valid[n, : size - n])
+    valid[:, :offset] = False
+    hashes ^= _GRAM_SALTS[:, None]
+    length, places = np.nonzero(valid)
+    grams = hashes[length, places]
+    token_at = inside[places]
+    of_words = np.flatnonzero((length == 2) & is_word[token_at])
+    # Whole words, with and without accents; then pairs, threes and pairs over a gap, without accents.
+    words = _word_hashes(points, blank, begins, inside)
+    in_order = words[: len(sequence)]
     last, second, third = in_order[CONTEXT:], in_order[CONTEXT - 1 : -1], in_order[CONTEXT - 2 : -2]
     pair, gap = second * np.uint32(0x01B3C6A7) + last, third * np.uint32(0x2C1B3C6D) + last
-    triple = third * np.uint32(0x7FEB352D) + pair
-    for seed, hashes in ((12, pair), (13, triple), (14, gap)):
-        columns.append(GRAM_BUCKETS + _mixed(hashes, seed, WORD_BUCKETS))
-        token_of.append(np.arange(len(found)))
-    return Pieces(
-        np.concatenate(columns), np.concatenate(token_of), triples, triple_word, counts, tuple(found)
-    )
+    three = third * np.uint32(0x7FEB352D) + pair
+    kinds = (words[CONTEXT:], pair, three, gap)
+    salted = [kind ^ salt for kind, salt in zip(kinds, _WORD_SALTS, strict=True)]
+    mixed = _mixed(np.concatenate((grams, *salted, grams[of_words] ^ _TRIPLE_SALT)))
+    end = mixed.size - of_words.size
+    columns, triples = mixed[:end], mixed[end:]
+    columns[: grams.size] &= GRAM_BUCKETS - 1
+    columns[grams.size :] &= WORD_BUCKETS - 1
+    columns[grams.size :] += GRAM_BUCKETS
+    triples &= TRIPLE_BUCKETS - 1
+    all_tokens = owner[CONTEXT : len(sequence)]
+    token_of = np.concatenate((owner[token_at], owner[CONTEXT:], all_tokens, all_tokens, all_tokens))
+    return Pieces(columns, token_of, triples, token_at[of_words], counts, tuple(found))
 
 
 def _is_phrase(tokens: Sequence[str], phrase: Sequence[str]) -> bool:
@@ -205,13 +212,13 @@ def _is_phrase(tokens: Sequence[str], phrase: Sequence[str]) -> bool:
 
 
 def _word_hashes(
-    points: NDArray[np.uint32], blank: NDArray[np.bool_], begins: NDArray[np.intp]
+    points: NDArray[np.uint32], blank: NDArray[np.bool_], begins: NDArray[np.intp], inside: Ints
 ) -> NDArray[np.uint32]:
-    """One hash for each token; `begins` are the blanks around them."""
-    starts = begins[:-1] + 1
-    place = np.arange(points.size) - np.repeat(begins, np.diff(np.append(begins, points.size)))
-    terms = np.where(blank, np.uint32(0), points * _POWERS[np.minimum(place, _POWERS.size - 1)])
-    return np.add.reduceat(terms, starts, dtype=np.uint32)
+    """One hash for each token; `begins` are the blanks around them, `inside` the token of each point."""
+    place = np.arange(points.size) - begins[inside]
+    terms = points * _POWERS[np.minimum(place, _POWERS.size - 1)]
+    terms[blank] = 0
+    return np.add.reduceat(terms, begins[:-1] + 1, dtype=np.uint32)
 
 
 def _count_letters(points: NDArray[np.uint32], letters: NDArray[np.bool_], counts: Ints) -> None:
@@ -230,4 +237,5 @@ def _count_letters(points: NDArray[np.uint32], letters: NDArray[np.bool_], count
         | ((beyond >= 0x1F000) & (beyond < 0x20000))
     )
     counts[AT["other script"]] += int((~latin).sum())
-    counts[AT["strange letters"]] += int((latin & ~np.isin(beyond, _HOME_LETTERS)).sum())
+    home = _IS_HOME_LETTER[np.minimum(beyond, _IS_HOME_LETTER.size - 1)]
+    counts[AT["strange letters"]] += int((latin & ~home).sum())

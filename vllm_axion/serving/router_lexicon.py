@@ -373,7 +373,9 @@ def strip_accents(text: str) -> str:
 _WHOLE: dict[str, tuple[int, ...]] = {}
 _BEGINNING: dict[str, tuple[int, ...]] = {}
 _ANYWHERE: list[tuple[int, re.Pattern[str]]] = []
-_PHRASES: dict[str, tuple[tuple[int, tuple[str, ...]], ...]] = {}
+PHRASES: dict[str, tuple[tuple[int, tuple[str, ...]], ...]] = {}
+"""First token -> (place in `CONCEPTS`, tokens of the phrase). A star at the end of the last token leaves its
+ending open."""
 
 
 def _add(table: dict[str, tuple[int, ...]], stem: str, concept: int) -> None:
@@ -388,7 +390,7 @@ def _sort_in(concept: int, stems: str) -> None:
         if stem.startswith("*"):
             anywhere.append(re.escape(stem.strip("*")))
         elif len(parts) > 1:
-            _PHRASES[parts[0]] = (*_PHRASES.get(parts[0], ()), (concept, tuple(parts)))
+            PHRASES[parts[0]] = (*PHRASES.get(parts[0], ()), (concept, tuple(parts)))
         elif stem.endswith("*"):
             _add(_BEGINNING, stem.rstrip("*"), concept)
         else:
@@ -410,9 +412,3 @@ def concepts_of_word(word: str) -> tuple[int, ...]:
     if not word.isascii():
         found.update(concept for concept, pattern in _ANYWHERE if pattern.search(word))
     return tuple(sorted(found))
-
-
-def phrases_opened_by(token: str) -> tuple[tuple[int, tuple[str, ...]], ...]:
-    """(place in `CONCEPTS`, tokens of the phrase) of phrases that begin with `token`. A star at the end of
-    the last token leaves its ending open."""
-    return _PHRASES.get(token, ())

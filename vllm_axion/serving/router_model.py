@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -56,10 +56,21 @@ class RouterModel:
 
     def second_stage(self, seen: Floats) -> Floats:
         """Calibrated logits [domains] from the first stage's logits and the signals [inputs]."""
+        into, hidden_bias, out_of, out_bias = self._as_one_net
         placed = np.clip((seen - self.centre) / self.spread, -4.0, 4.0)
-        hidden = np.tanh((placed[None, :, None] * self.into_hidden).sum(axis=1) + self.hidden_bias)
-        out = (hidden[:, :, None] * self.out_of_hidden).sum(axis=1) + self.out_bias
-        return np.asarray(out.mean(axis=0) / self.temperature)
+        hidden = np.tanh((placed[:, None] * into).sum(axis=0) + hidden_bias)
+        return np.asarray(((hidden[:, None] * out_of).sum(axis=0) + out_bias) / self.temperature)
+
+    @cached_property
+    def _as_one_net(self) -> tuple[Floats, Floats, Floats, Floats]:
+        """The nets side by side: the mean of their logits is one layer over all their hidden units."""
+        nets, inputs, _ = self.into_hidden.shape
+        return (
+            np.ascontiguousarray(self.into_hidden.transpose(1, 0, 2).reshape(inputs, -1)),
+            self.hidden_bias.reshape(-1),
+            self.out_of_hidden.reshape(-1, self.out_bias.shape[1]) / nets,
+            self.out_bias.mean(axis=0),
+        )
 
     def save(self, path: Path) -> None:
         """Write the file. The same numbers give the same bytes."""
