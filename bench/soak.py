@@ -74,7 +74,7 @@ class Watcher:
     def __init__(self, server: Server) -> None:
         self._server = server
         self._began = time.monotonic()
-        self._strangers = set(_shared_memory_names())
+        self._ours: set[str] = set()
 
     def look(self, round_number: int) -> AtRest:
         """What is held now; every expert must be unloaded."""
@@ -93,34 +93,26 @@ class Watcher:
             template_descriptors=template.num_fds(),
             processes=len(api.children(recursive=True)),
             threads=api.num_threads(),
-            shared_memory=len(self._shared_memory(api)),
+            shared_memory=len(self._shared_memory()),
             run_files=sum(1 for folder in self._run_directories(api.pid) for _ in folder.rglob("*")),
         )
 
-    def _shared_memory(self, api: psutil.Process) -> set[str]:
-        """Names that came since the start and that no process of anybody else has open."""
-        ours = {api.pid, *(child.pid for child in api.children(recursive=True))}
-        new = set(_shared_memory_names()) - self._strangers
-        if not new:
-            return new
-        others: set[str] = set()
-        for process in Path("/proc").iterdir():
-            if process.name.isdecimal() and int(process.name) not in ours:
-                with contextlib.suppress(OSError):
-                    mapped = (process / "maps").read_text(errors="replace")
-                    others.update(re.findall(rf"{_SHARED_MEMORY}/(\S+)", mapped))
-        return new - others
+    def note_shared_memory(self) -> None:
+        """Remember the names in /dev/shm that this server's processes have mapped now: those are its own."""
+        for process in psutil.Process(self._server.process.pid).children(recursive=True):
+            with contextlib.suppress(OSError):
+                mapped = Path(f"/proc/{process.pid}/maps").read_text(errors="replace")
+                self._ours.update(re.findall(rf"{_SHARED_MEMORY}/(\S+)", mapped))
+
+    def _shared_memory(self) -> set[str]:
+        with contextlib.suppress(OSError):
+            return self._ours & {entry.name for entry in _SHARED_MEMORY.iterdir()}
+        return set()
 
     @staticmethod
     def _run_directories(pid: int) -> Iterator[Path]:
         for parent in {Path(tempfile.gettempdir()), Path("/tmp")}:
             yield from parent.glob(f"vllm-axion-{pid}-*")
-
-
-def _shared_memory_names() -> list[str]:
-    with contextlib.suppress(OSError):
-        return [entry.name for entry in _SHARED_MEMORY.iterdir()]
-    return []
 
 
 class Traffic:
@@ -215,12 +207,13 @@ class Traffic:
         time.sleep(0.8)
 
 
-def swap_all(server: Server, experts: Sequence[str], seen: Counter[str]) -> None:
+def swap_all(server: Server, watcher: Watcher, experts: Sequence[str], seen: Counter[str]) -> None:
     """Ask every expert once, each of which must be loaded for it."""
     for expert in experts:
         body = {"model": expert, "messages": [{"role": "user", "content": "Hola"}], "max_tokens": 2}
         answer = server.client.post("/v1/chat/completions", json=body)
         seen[f"swap {answer.status_code}"] += 1
+        watcher.note_shared_memory()
 
 
 def unload_all(server: Server) -> None:
@@ -256,7 +249,7 @@ def soak(
         number = 0
         while number <= swaps + WARM_UP_ROUNDS or time.monotonic() - began < minutes * 60:
             traffic.go()
-            swap_all(server, experts, traffic.seen)
+            swap_all(server, watcher, experts, traffic.seen)
             traffic.pause()
             unload_all(server)
             time.sleep(1.2)  # a disconnect that was just noticed, a thread that is about to end
