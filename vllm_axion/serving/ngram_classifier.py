@@ -281,9 +281,11 @@ def distinct(columns: Ints) -> Ints:
     """Each column once, in ascending order."""
     if not columns.size:
         return columns
-    mark = np.zeros(COLUMNS, np.bool_)
-    mark[columns] = True
-    return np.flatnonzero(mark)
+    ordered = np.sort(columns)
+    first = np.empty(ordered.size, np.bool_)
+    first[0] = True
+    np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
+    return ordered[first]
 
 
 def softmax(values: Floats) -> Floats:
