@@ -181,7 +181,7 @@ def train_first_stage(
     rng = np.random.default_rng(seed)
     mine = np.flatnonzero(keep & (rows.labels >= 0))
     share = np.bincount(rows.labels[mine], rows.weights[mine], minlength=domains)
-    balance = np.sqrt(share.sum() / domains / share)
+    balance = np.sqrt(share.sum() / domains / np.maximum(share, 1e-9))
     of_column = values[rows.columns].astype(np.float32)
     length = np.sqrt(np.add.reduceat(of_column * of_column, rows.starts[:-1]))
     for epoch in range(epochs):
