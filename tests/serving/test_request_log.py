@@ -15,7 +15,7 @@ from vllm_axion.serving.config import MultiModelConfig
 from vllm_axion.serving.gateway import Gateway
 from vllm_axion.serving.log_stream import as_fields
 from vllm_axion.serving.metrics import ServerMetrics
-from vllm_axion.serving.request_log import RequestLog, about
+from vllm_axion.serving.request_log import RequestLog, about, shortened
 
 
 async def coder(scope: Scope, receive: Receive, send: Send) -> None:
@@ -107,3 +107,11 @@ async def test_a_fault_of_the_server_is_logged_under_the_id_the_client_has(
     (line,) = [as_fields(record) for record in caplog.records if record.levelname == "ERROR"]
     assert line["request_id"] == answer.headers["x-request-id"]
     assert "\n" not in line["message"]
+
+
+def test_a_logged_prompt_holds_no_megabytes() -> None:
+    picture = "data:image/png;base64," + "A" * 5_000_000
+    logged = shortened([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": picture}}]}])
+    assert len(str(logged)) < 5000
+    assert shortened([{"role": "user", "content": "Hola"}]) == [{"role": "user", "content": "Hola"}]
+    assert len(shortened([{"role": "user", "content": str(n)} for n in range(1000)])) <= 20
