@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.serving.expert_stand import chat, expert_stand
@@ -35,6 +36,7 @@ from vllm_axion.serving.expert_engine import (
     use_fork_server,
 )
 from vllm_axion.serving.expert_spec import ExpertSpec
+from vllm_axion.serving.residency import State
 from vllm_axion.serving.route_catalog import RouteCatalog
 
 QWEN, PHI = "qwen_coder", "phi4_fast"
@@ -277,3 +279,21 @@ async def test_a_load_that_finds_no_room_on_the_disk_leaves_no_start_under_way(
         child.kill()
         child.join()
         maker.close()
+
+
+async def test_a_start_that_was_cancelled_leaves_no_descriptor_and_no_thread(
+    demo_models: Path, tmp_path: Path
+) -> None:
+    this = psutil.Process()
+    async with expert_stand(demo_models, tmp_path, only=[QWEN]) as stand:
+        await stand.load(QWEN)
+        stand.manager.request_unload(QWEN)
+        await stand.until_state(QWEN, State.UNLOADED)
+        before = this.num_fds(), this.num_threads()
+        for stage in ("weights", "app"):
+            stand.manager.request_load(QWEN)
+            await stand.until(lambda stage=stage: stand.slot(QWEN).stage == stage, stage)  # type: ignore[misc]
+            stand.manager.request_unload(QWEN)
+            await stand.until_state(QWEN, State.UNLOADED)
+            after = this.num_fds(), this.num_threads()
+            assert after[0] <= before[0] and after[1] <= before[1], (stage, before, after)

@@ -133,7 +133,7 @@ class ExpertEngine:
             state._state.clear()
         multimodal = bool(llm.model_config.is_multimodal_model)
         del llm
-        await asyncio.to_thread(_give_memory_back, multimodal)
+        await asyncio.to_thread(give_memory_back, multimodal=multimodal)
 
 
 class EngineFactory:
@@ -472,7 +472,10 @@ def forget_tokenizers(*, multimodal: bool) -> None:
             kept.cache_clear()
 
 
-def _give_memory_back(multimodal: bool) -> None:
+def give_memory_back(*, multimodal: bool) -> None:
+    """Let go of what an engine that ended, or a start that failed, still holds in this process: tokenizers,
+    and with the collection its sockets and threads. Takes some tenths of a second; call it in a thread.
+    """
     forget_tokenizers(multimodal=multimodal)
     # The app and the engine client refer to each other: without a collection they would stay until the
     # next one that happens to look at old objects, with the tokenizer.

@@ -33,6 +33,7 @@ from vllm_axion.serving.expert_engine import (
     EngineFactory,
     EngineStartError,
     ExpertEngine,
+    give_memory_back,
 )
 from vllm_axion.serving.expert_loading import Loaded, NotLoaded, load_expert
 from vllm_axion.serving.expert_slot import ExpertSlot, Lease
@@ -520,7 +521,10 @@ class LazyExpertManager:
     async def _load(self, slot: ExpertSlot) -> None:
         limit_s = self._config.limits.load_timeout_s
         base_dir = self._config.base_dir
-        self._tell(await load_expert(slot, self._factory, base_dir, limit_s, self.events.publish))
+        outcome = await load_expert(slot, self._factory, base_dir, limit_s, self.events.publish)
+        if isinstance(outcome, NotLoaded):  # what had been started of it is garbage by now
+            await asyncio.to_thread(give_memory_back, multimodal=True)
+        self._tell(outcome)
 
     async def _sample_memory(self) -> None:
         await self._memory.sample()
