@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 from rich.console import Console
 
 from bench.machine import RESULTS, ROOT, described, load_average, machine, pss, renewed, today, versions
@@ -51,11 +52,11 @@ class Sizes:
     """How many samples of each figure."""
 
     def __init__(self, quick: bool) -> None:
-        self.stock_starts = 1 if quick else 3
-        self.latency_pairs = 50 if quick else 1_000
-        self.stream_pairs = 2 if quick else 12
-        self.tokens = 32 if quick else 128
-        self.health_seconds = 4.0 if quick else 20.0
+        self.stock_starts = 1 if quick else 2
+        self.latency_pairs = 50 if quick else 500
+        self.stream_pairs = 2 if quick else 10
+        self.tokens = 32 if quick else 64
+        self.health_seconds = 4.0 if quick else 12.0
 
 
 def stock(models: Path, expert: dict[str, Any], log: Path) -> ServerProcess:
@@ -207,8 +208,20 @@ def throughput(config: Path, models: Path, sizes: Sizes) -> Figures:
         two, one = _paired_rates(
             lambda: rate(server.url, EXPERT, SECOND), lambda: rate(server.url, EXPERT), sizes.stream_pairs
         )
+        engines = {name: server.stats(name)["pid"] for name in (EXPERT, SECOND)}
+        parts = {"API process": server.process.pid, "client": streams.pid, **engines}
+
+        def work(*experts: str) -> dict[str, float]:
+            before = {name: _cpu_seconds(pid) for name, pid in parts.items()}
+            tokens = streams.run(server.url, experts, STREAMS, sizes.tokens).tokens
+            return {
+                name: round(1e6 * (_cpu_seconds(pid) - before[name]) / tokens) for name, pid in parts.items()
+            }
+
+        cpu = {"one_expert": work(EXPERT), "two_experts": work(EXPERT, SECOND)}
         server.stop()
     return {
+        "cpu_us_per_token": cpu,
         "to_stock": geometric_mean([a / b for a, b in zip(ours, theirs, strict=True)]).rounded(4),
         "two_to_one": geometric_mean([a / b for a, b in zip(two, one, strict=True)]).rounded(4),
         "tokens_per_s": {
@@ -218,6 +231,11 @@ def throughput(config: Path, models: Path, sizes: Sizes) -> Figures:
             "one_expert": one,
         },
     }
+
+
+def _cpu_seconds(pid: int) -> float:
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
 
 
 def health(config: Path, sizes: Sizes) -> Figures:

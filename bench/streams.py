@@ -46,6 +46,11 @@ class Streams:
         self._process.kill()
         self._process.wait()
 
+    @property
+    def pid(self) -> int:
+        """Process id of the client."""
+        return self._process.pid
+
     def begin(self, url: str, experts: Sequence[str], streams: int, tokens: int) -> None:
         """Start ``streams`` streams of ``tokens`` tokens each, dealt out to the experts in turn."""
         assert self._process.stdin is not None
