@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 
 from tests.serving.running_server import RunningServer
-from vllm_axion.serving import errors, gateway, openapi, residency, residency_events, server_app
+from vllm_axion.serving import answer, errors, gateway, openapi, residency, residency_events, server_app
 from vllm_axion.serving.errors import ServingError
 
 
@@ -68,7 +68,7 @@ def _source(module: object) -> str:
 
 def test_every_header_is_documented(page: str) -> None:
     documented = {cells[0].strip("`") for cells in _rows(page, "Headers")}
-    used = set(re.findall(r'"(x-axion-[a-z-]+|retry-after|allow)"', _source(gateway) + _source(errors)))
+    used = set(re.findall(r'"(x-axion-[a-z-]+|retry-after|allow)"', _source(answer) + _source(errors)))
     assert len(used) == 6 and used | {"x-request-id"} == documented
 
 
