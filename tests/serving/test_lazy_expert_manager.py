@@ -420,6 +420,9 @@ async def test_a_killed_engine_template_takes_its_engines_along_and_loads_go_on(
         assert reborn.pid != template
         environment = reborn.environ()
         assert environment["OMP_WAIT_POLICY"] == "PASSIVE" and "libgomp" in environment["LD_PRELOAD"]
+    # The kernel ends it with the thread that started it, which must not be the loader's: that has just ended.
+    await asyncio.sleep(1.0)
+    assert reborn.is_running() and reborn.status() != psutil.STATUS_ZOMBIE
 
 
 async def test_a_load_that_takes_too_long_is_ended(demo_models: Path, tmp_path: Path) -> None:

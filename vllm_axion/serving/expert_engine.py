@@ -187,6 +187,9 @@ class EngineFactory:
             EngineStartError: vLLM refused the model or its process died.
         """
         loop = asyncio.get_running_loop()
+        # Here and not in the loader's thread: the kernel ends the fork server, and every engine with it, when
+        # the thread that started it ends.
+        revive_fork_server()
 
         def stage(name: str) -> None:
             loop.call_soon_threadsafe(on_stage, name)
@@ -312,7 +315,6 @@ class EngineFactory:
 
         stage("config")
         use_fork_server()
-        revive_fork_server()
         os.environ["VLLM_RPC_BASE_PATH"] = str(folder)
         args = self.expert_args(spec, folder)
         import_architecture(() if spec.facts is None else (spec.facts.architecture,))

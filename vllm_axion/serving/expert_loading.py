@@ -88,8 +88,6 @@ async def load_expert(
             return failed(f"{slot.expert_id} did not load within {limit_s:.0f} s")
         return NotLoaded(slot, "", "cancelled", took)
     except (CheckpointError, EngineStartError) as error:
-        if slot.cancelling:  # whatever ended it, it was no longer wanted: no failure to back off from
-            return NotLoaded(slot, "", "cancelled", time.monotonic() - began)
         text = str(error)
         known = text.startswith(slot.expert_id)
         return failed(text if known else f"{slot.expert_id} could not be loaded: {text}")
