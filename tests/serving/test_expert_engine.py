@@ -297,3 +297,10 @@ async def test_a_start_that_was_cancelled_leaves_no_descriptor_and_no_thread(
             await stand.until_state(QWEN, State.UNLOADED)
             after = this.num_fds(), this.num_threads()
             assert after[0] <= before[0] and after[1] <= before[1], (stage, before, after)
+
+
+async def test_an_engine_that_ends_before_its_first_answer_is_not_waited_for() -> None:
+    ended = multiprocessing.get_context("spawn").Process(target=len, args=("",))
+    ended.start()
+    with pytest.raises(EngineStartError, match="ended while it was starting"):
+        await asyncio.wait_for(expert_engine._while_alive(asyncio.Event().wait(), ended), 30)

@@ -22,11 +22,11 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.types import ASGIApp
 
@@ -40,6 +40,9 @@ from vllm_axion.serving.expert_spec import ExpertSpec
 from vllm_axion.serving.route_catalog import RouteCatalog
 
 logger = logging.getLogger("vllm_axion.engine")
+
+_T = TypeVar("_T")
+_LOOK_EVERY_S = 0.2
 
 NO_REMOTE_MEDIA = ["remote-media.invalid"]
 """vLLM takes an empty list of allowed media hosts for "any host"; a name that can never exist stands for
@@ -211,7 +214,7 @@ class EngineFactory:
             args, llm, process = await loop.run_in_executor(
                 self._thread, self._start_llm, spec, series, folder, stage
             )
-            tasks = await llm.get_supported_tasks()
+            tasks = await _while_alive(llm.get_supported_tasks(), process)
             stage("app")
             app = await loop.run_in_executor(self._thread, _build_inner_app, args, llm, tasks)
             refuse_odd_content(app, spec.expert_id, lambda: bool(llm.errored))
@@ -484,6 +487,18 @@ def give_memory_back(*, multimodal: bool) -> None:
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # glibc only; others return memory by themselves
         ctypes.CDLL(None).malloc_trim(0)
+
+
+async def _while_alive(answer: Awaitable[_T], process: BaseProcess) -> _T:
+    """The engine's answer. Raises EngineStartError if its process ends first: vLLM's client would wait for
+    ever for an engine that ended between its greeting and its first answer.
+    """
+    asking = asyncio.ensure_future(answer)
+    while not (await asyncio.wait({asking}, timeout=_LOOK_EVERY_S))[0]:
+        if not process.is_alive():
+            asking.cancel()
+            raise EngineStartError("its engine process ended while it was starting")
+    return asking.result()
 
 
 def _shut_down(llm: Any, process: BaseProcess) -> None:
